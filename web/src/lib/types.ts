@@ -1,0 +1,86 @@
+// The shapes of /api/v1 that the page uses; the server's OpenAPI document is /api/v1/openapi.json.
+
+export interface Address {
+  address: string;
+  first_seen: string;
+  ttl_s: number;
+  upstreams: string[];
+}
+
+export interface Resolution {
+  state: "pending" | "ok" | "stale" | "no_such_name" | "refused";
+  detail: string | null;
+  since: string | null;
+  addresses: Address[];
+  chain: string[];
+}
+
+export interface Entry {
+  id: string;
+  target: string;
+  kind: "domain" | "wildcard" | "address" | "network";
+  ports: string[];
+  protected: boolean;
+  comment: string;
+  owner: string;
+  ticket: string;
+  labels: Record<string, string>;
+  created_by: string;
+  created_at: string;
+  expires_at: string | null;
+  resolution: Resolution | null;
+}
+
+export interface NewEntry {
+  target: string;
+  ports: string[];
+  comment: string;
+  protected: boolean;
+}
+
+export interface EntryPage {
+  revision: number;
+  entries: Entry[];
+  next_cursor: string | null;
+}
+
+export interface Node {
+  id: number | string;
+  name: string;
+  address: string;
+  voter: boolean;
+  reachable: boolean;
+  role: string | null;
+  term: number | null;
+  applied: number | null;
+  version: string | null;
+}
+
+export interface Gateway {
+  name: string;
+  version: string;
+  remote: string;
+  node: string;
+  connected_at: string;
+  applied: number;
+  in_sync: boolean;
+  kernel_us: number;
+  refused: number;
+}
+
+export interface Status {
+  cluster: string | null;
+  revision: number;
+  digest: string;
+  entries: number;
+  published: number;
+  leader: string | null;
+  node: string;
+  nodes: Node[];
+  gateways: Gateway[];
+}
+
+export interface Session {
+  name: string;
+  role: "gateway" | "viewer" | "editor" | "admin";
+}
