@@ -1,0 +1,83 @@
+# OutputGuard. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+WEB_SOURCES := $(shell find web -path web/node_modules -prune -o -path web/dist -prune -o -type f -print)
+BINARIES := outputguard-server outputguard-gateway outputguard-route outputguardctl outputguard-lab
+RUN_DIR := $(or $(CARGO_TARGET_DIR),target)/debug
+PORT ?= 8080
+
+.PHONY: build server gateway router ctl web binaries demo test verify fix clean help
+.PHONY: packages-demo packages-test
+
+## build: all release binaries, into target/release
+build: server gateway router ctl
+
+## server: the server's release binary, with the web UI inside
+server: web
+	cargo build --release -p node
+
+## gateway: the gateway's release binary
+gateway:
+	cargo build --release -p gateway
+
+## router: the route agent's release binary
+router:
+	cargo build --release -p route
+
+## ctl: the command line's release binary
+ctl:
+	cargo build --release -p ctl
+
+## web: the UI, into web/dist (embedded in the server when that is built)
+web: web/dist/index.html
+
+web/dist/index.html: $(WEB_SOURCES)
+	scripts/install-packages node
+	cd web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent build
+
+binaries: web
+	cargo build --workspace --bins
+
+packages-demo:
+	scripts/install-packages demo
+
+packages-test:
+	scripts/install-packages test
+
+## demo: a small internet on this machine, with the UI at http://127.0.0.1:8080; CHECK=1 proves the main job and exits
+demo: packages-demo binaries
+	$(RUN_DIR)/outputguard-lab demo --port $(PORT) $(if $(CHECK),--check)
+
+## test: everything CI runs; installs what is missing
+test: packages-test binaries
+	scripts/install-cargo-tool cargo-nextest
+	cargo nextest run --workspace
+	tests/deploy/check
+	tests/web/check
+
+## verify: formatting, lints, docs, dependencies, web types; writes nothing
+verify:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	scripts/install-cargo-tool cargo-deny
+	cargo deny --log-level error check licenses bans sources
+	scripts/install-packages node
+	cd web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent lint
+
+## fix: what verify complains of and a machine can mend
+fix:
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cd web && npm run --silent fix
+
+clean:
+	cargo clean
+	rm -rf web/dist web/node_modules
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
