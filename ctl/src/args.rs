@@ -1,0 +1,146 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use allowlist::{EntryId, PortRange, Target};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Manages an OutputGuard allowlist.
+#[derive(Debug, Parser)]
+#[command(name = "outputguardctl", version)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+
+    /// How answers are shown.
+    #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]
+    pub(crate) output: Output,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which server, and as whom.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Connection {
+    /// A server, or the load balancer in front of them.
+    #[arg(long, env = "OUTPUTGUARD_ADDR", default_value = "http://127.0.0.1:8080", global = true)]
+    pub(crate) addr: String,
+
+    /// File that holds the API token.
+    #[arg(long, env = "OUTPUTGUARD_TOKEN_FILE", global = true)]
+    pub(crate) token_file: Option<PathBuf>,
+
+    /// The cluster's CA certificate (PEM), for https addresses.
+    #[arg(long, env = "OUTPUTGUARD_CA_FILE", global = true)]
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+/// How answers are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// Columns for people.
+    Table,
+    /// The server's JSON.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Allow a domain, an address or a CIDR block. Adding it again shows the entry that is there.
+    Add(Add),
+    /// Show entries, all or those that match.
+    List {
+        /// Part of a target, comment, owner or ticket, or an address that an entry covers.
+        query: Option<String>,
+    },
+    /// Show one entry with its addresses.
+    Get {
+        /// The entry's id.
+        id: EntryId,
+    },
+    /// Protect an entry from removal, for good.
+    Protect {
+        /// The entry's id.
+        id: EntryId,
+    },
+    /// Remove an entry; connections through it are cut at once.
+    Remove {
+        /// The entry's id.
+        id: EntryId,
+    },
+    /// Show nodes and gateways.
+    Status,
+    /// API tokens.
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+}
+
+/// A new entry. Target and ports are checked here already, so that a typing error needs no server to be found.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Add {
+    /// `api.example.com`, `203.0.114.7` or `203.0.114.0/24`.
+    pub(crate) target: Target,
+    /// `tcp/443` or `udp/5000-5010`; may be repeated; all ports when left out.
+    #[arg(short, long = "port")]
+    pub(crate) ports: Vec<PortRange>,
+    /// Why it is needed.
+    #[arg(short, long, default_value = "")]
+    pub(crate) comment: String,
+    /// Who answers for it.
+    #[arg(long, default_value = "")]
+    pub(crate) owner: String,
+    /// The request it came from.
+    #[arg(long, default_value = "")]
+    pub(crate) ticket: String,
+    /// Forbid its removal.
+    #[arg(long)]
+    pub(crate) protected: bool,
+}
+
+/// API tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token; it is shown once.
+    Create {
+        /// Its name, the actor in the audit log.
+        name: String,
+        /// What it may do.
+        #[arg(long, value_enum)]
+        role: Role,
+    },
+    /// Show names and roles.
+    List,
+    /// Withdraw a token.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What a token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// Opens a gateway feed, nothing else.
+    Gateway,
+    /// Reads.
+    Viewer,
+    /// Adds and removes entries.
+    Editor,
+    /// Everything.
+    Admin,
+}
+
+impl Role {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Viewer => "viewer",
+            Self::Editor => "editor",
+            Self::Admin => "admin",
+        }
+    }
+}

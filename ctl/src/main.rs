@@ -1,0 +1,64 @@
+//! `outputguardctl`: the command line for people and pipelines.
+//!
+//! Map: [`args`] is what can be typed, [`client`] speaks to `/api/v1`, [`print`] shows answers as a table or as JSON.
+//! Exit codes: 0 done, 1 refused by the server or not found, 2 wrong usage (clap's), 3 no answer from any server.
+
+mod args;
+mod client;
+mod print;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use serde_json::{Value, json};
+
+use crate::args::{Args, Command, TokenCommand};
+use crate::client::{Client, Problem};
+
+/// The server answered and said no.
+const EXIT_REFUSED: u8 = 1;
+/// Nobody answered.
+const EXIT_UNREACHABLE: u8 = 3;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    // Fails only when a provider is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print::error(&error);
+            let refused = error.downcast_ref::<Problem>().is_some();
+            ExitCode::from(if refused { EXIT_REFUSED } else { EXIT_UNREACHABLE })
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let client = Client::new(&args.connection)?;
+    let output = args.output;
+    match args.command {
+        Command::Add(add) => print::entries(output, &[client.add(&add).await?]),
+        Command::List { query } => print::entries(output, &client.list(query.as_deref()).await?),
+        Command::Get { id } => print::entries(output, &[client.get(&format!("/entries/{id}")).await?]),
+        Command::Protect { id } => {
+            let entry = client.patch(&format!("/entries/{id}"), &json!({ "protected": true })).await?;
+            print::entries(output, &[entry]);
+        }
+        Command::Remove { id } => client.delete(&format!("/entries/{id}")).await?,
+        Command::Status => print::status(output, &client.get("/status").await?),
+        Command::Token { command } => match command {
+            TokenCommand::Create { name, role } => {
+                let answer = client.post("/tokens", &json!({ "name": name, "role": role.as_str() })).await?;
+                let token =
+                    answer.get("token").and_then(Value::as_str).context("the server sent no token")?;
+                print::secret(output, &answer, token);
+            }
+            TokenCommand::List => print::value(&client.get("/tokens").await?),
+            TokenCommand::Remove { name } => client.delete(&format!("/tokens/{name}")).await?,
+        },
+    }
+    Ok(())
+}

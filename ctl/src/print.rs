@@ -1,0 +1,134 @@
+//! Answers as a table or as JSON.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the program's output")]
+
+use serde_json::{Value, json};
+
+use crate::args::Output;
+
+/// Widest a column of free text gets, characters.
+const MAX_COLUMN_CHARS: usize = 60;
+
+pub(crate) fn error(error: &anyhow::Error) {
+    eprintln!("outputguardctl: {error:#}");
+}
+
+pub(crate) fn value(value: &Value) {
+    println!("{value:#}");
+}
+
+pub(crate) fn secret(output: Output, answer: &Value, token: &str) {
+    match output {
+        Output::Json => value(answer),
+        Output::Table => println!("{token}"),
+    }
+}
+
+pub(crate) fn entries(output: Output, entries: &[Value]) {
+    if output == Output::Json {
+        value(&json!({ "entries": entries }));
+        return;
+    }
+    let rows = entries.iter().map(|entry| {
+        let ports = list(entry.get("ports"));
+        let resolution = entry.get("resolution");
+        let state = match resolution.and_then(|found| found.get("state")) {
+            Some(state) => text(Some(state)),
+            None => "published".into(),
+        };
+        let addresses = resolution
+            .and_then(|found| found.get("addresses"))
+            .and_then(Value::as_array)
+            .map(|seen| seen.iter().map(|one| text(one.get("address"))).collect::<Vec<_>>().join(" "))
+            .unwrap_or_default();
+        vec![
+            text(entry.get("id")),
+            text(entry.get("target")),
+            if ports.is_empty() { "all".into() } else { ports },
+            if entry.get("protected") == Some(&Value::Bool(true)) { "yes".into() } else { String::new() },
+            state,
+            addresses,
+            text(entry.get("comment")),
+        ]
+    });
+    table(&["ID", "TARGET", "PORTS", "PROTECTED", "STATE", "ADDRESSES", "COMMENT"], rows.collect());
+}
+
+pub(crate) fn status(output: Output, status: &Value) {
+    if output == Output::Json {
+        value(status);
+        return;
+    }
+    let leader = match status.get("leader") {
+        Some(Value::String(name)) => name.clone(),
+        _ => "none: writes are refused until a majority is back".into(),
+    };
+    println!("cluster    {}", text(status.get("cluster")));
+    println!("leader     {leader}");
+    println!("revision   {}", text(status.get("revision")));
+    println!(
+        "entries    {}, published elements {}",
+        text(status.get("entries")),
+        text(status.get("published"))
+    );
+    println!();
+    columns(
+        status.get("nodes"),
+        &["name", "reachable", "role", "voter", "address", "term", "applied", "version"],
+    );
+    println!();
+    columns(status.get("gateways"), &["name", "in_sync", "applied", "node", "remote", "refused", "version"]);
+}
+
+fn columns(list: Option<&Value>, keys: &[&str]) {
+    let headers: Vec<String> = keys.iter().map(|key| key.to_uppercase()).collect();
+    let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+    let rows = list
+        .and_then(Value::as_array)
+        .map(|items| items.iter().map(|item| keys.iter().map(|key| text(item.get(*key))).collect()).collect())
+        .unwrap_or_default();
+    table(&headers, rows);
+}
+
+fn table(headers: &[&str], rows: Vec<Vec<String>>) {
+    let rows: Vec<Vec<String>> =
+        rows.into_iter().map(|row| row.iter().map(|cell| shorten(cell)).collect()).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([headers[column].len()]).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..headers.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells.zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(&mut headers.iter().copied());
+    for row in &rows {
+        line(&mut row.iter().map(String::as_str));
+    }
+}
+
+/// One line of printable text: what others wrote must not steer the reader's terminal.
+fn shorten(cell: &str) -> String {
+    let clean: String = cell.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if clean.chars().count() <= MAX_COLUMN_CHARS {
+        return clean;
+    }
+    clean.chars().take(MAX_COLUMN_CHARS - 1).chain("…".chars()).collect()
+}
+
+fn list(value: Option<&Value>) -> String {
+    value
+        .and_then(Value::as_array)
+        .map(|items| items.iter().map(|item| text(Some(item))).collect::<Vec<_>>().join(","))
+        .unwrap_or_default()
+}
+
+fn text(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Bool(true)) => "yes".into(),
+        Some(Value::Bool(false)) => "no".into(),
+        Some(other) => other.to_string(),
+    }
+}
