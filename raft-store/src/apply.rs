@@ -1,0 +1,332 @@
+//! [`State::apply`], the only door into the state. It reads no clock, draws no random number and touches no disk or
+//! network; the same batches in the same order give the same state on every node, for ever: a rule here may only be
+//! changed together with a new command variant, because old log entries are replayed through it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use allowlist::class::check_address;
+use allowlist::{Change, DomainName, Element, Entry, EntryId, Ports, Published, Revision, Target};
+use ipnet::IpNet;
+
+use crate::command::{
+    Batch, BatchReply, Command, CommandRefusal, EntryUpdate, NewEntry, Origin, Reply, ResolutionUpdate, Role,
+    Token,
+};
+use crate::state::{AppliedBatch, Event, EventKind, Resolution, State};
+
+impl State {
+    /// Applies one log entry at `revision`. Cannot fail: a command that does not fit the state is answered with a
+    /// refusal.
+    pub fn apply(&mut self, revision: Revision, batch: &Batch) -> (AppliedBatch, BatchReply) {
+        self.revision = revision;
+        let mut step = Step { state: self, at_ms: batch.at_ms, events: Vec::new(), touched: BTreeMap::new() };
+        let replies = batch.operations.iter().map(|one| step.run(&one.origin, &one.command)).collect();
+        let Step { events, touched, .. } = step;
+        let change = net_change(revision, &touched, &self.published);
+        (AppliedBatch { revision, at_ms: batch.at_ms, events, change }, BatchReply { revision, replies })
+    }
+
+    /// Takes note of a log entry without operations (raft's own: blank, membership).
+    pub(crate) fn pass(&mut self, revision: Revision) {
+        self.revision = revision;
+    }
+
+    /// Puts `entry` in place and publishes its elements. Also how a state is built from a checkpoint or snapshot,
+    /// after the resolutions.
+    pub(crate) fn link(&mut self, entry: Arc<Entry>, mut published: impl FnMut(Element)) {
+        let id = entry.id;
+        self.by_key.insert((entry.target.clone(), entry.ports.clone()), id);
+        for element in elements(&entry, self.resolved(&entry)) {
+            if self.published.claim(element, id) {
+                published(element);
+            }
+        }
+        self.entries.insert(id, entry);
+    }
+
+    /// The addresses known of the domain `entry` names; none for other targets.
+    fn resolved(&self, entry: &Entry) -> Vec<IpAddr> {
+        let Target::Domain(domain) = &entry.target else { return Vec::new() };
+        self.resolutions
+            .get(domain)
+            .map(|known| known.addresses.keys().copied().collect())
+            .unwrap_or_default()
+    }
+}
+
+/// The elements `entry` owns, given what its domain resolves to. One for each range of ports and prefix.
+fn elements(entry: &Entry, resolved: Vec<IpAddr>) -> Vec<Element> {
+    let prefixes: Vec<IpNet> = match &entry.target {
+        Target::Domain(_) => resolved.into_iter().map(IpNet::from).collect(),
+        Target::Address(address) => vec![IpNet::from(*address)],
+        Target::Network(network) => vec![*network],
+        Target::Wildcard { .. } => Vec::new(),
+    };
+    prefixes.into_iter().flat_map(|prefix| with_ports(prefix, &entry.ports)).collect()
+}
+
+fn with_ports(prefix: IpNet, ports: &Ports) -> Vec<Element> {
+    if ports.is_all() {
+        return vec![Element::new(prefix, None)];
+    }
+    ports.ranges().iter().map(|range| Element::new(prefix, Some(*range))).collect()
+}
+
+/// Why an element left the published set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Revoked,
+    Retired,
+}
+
+/// An element a batch added or removed at least once.
+#[derive(Debug)]
+struct Touched {
+    was_published: bool,
+    last_loss: Option<Loss>,
+}
+
+/// One batch under way.
+struct Step<'a> {
+    state: &'a mut State,
+    at_ms: u64,
+    events: Vec<Event>,
+    touched: BTreeMap<Element, Touched>,
+}
+
+impl Step<'_> {
+    fn run(&mut self, origin: &Origin, command: &Command) -> Reply {
+        match command {
+            Command::AddEntry(new) => self.add_entry(origin, new),
+            Command::RemoveEntry { id } => self.remove_entry(origin, *id),
+            Command::UpdateEntry { id, update } => self.update_entry(origin, *id, update),
+            Command::SetResolution { domain, resolution } => self.set_resolution(origin, domain, resolution),
+            Command::InitCluster { cluster } => {
+                if self.state.cluster.is_some() {
+                    return Reply::Unchanged;
+                }
+                self.state.cluster = Some(*cluster);
+                self.tell(origin, EventKind::ClusterInitialised(*cluster));
+                Reply::Done
+            }
+            Command::AddToken(token) => self.add_token(origin, token),
+            Command::RemoveToken { name } => self.remove_token(origin, name),
+        }
+    }
+
+    fn add_entry(&mut self, origin: &Origin, new: &NewEntry) -> Reply {
+        if let Some(id) = self.state.by_key.get(&(new.target.clone(), new.ports.clone())).copied() {
+            // Asking again for more protection gives it: the list can only get stronger this way.
+            if new.protected
+                && let Some(entry) = self.state.entries.get(&id).filter(|entry| !entry.protected)
+            {
+                let entry = Arc::new(Entry { protected: true, ..Entry::clone(entry) });
+                self.replace_entry(origin, entry);
+            }
+            return Reply::Added { id, created: false };
+        }
+        if self.state.entries.contains_key(&new.id) {
+            return Reply::Refused(CommandRefusal::IdTaken(new.id));
+        }
+        let entry = Arc::new(Entry {
+            id: new.id,
+            target: new.target.clone(),
+            ports: new.ports.clone(),
+            protected: new.protected,
+            comment: new.comment.clone(),
+            owner: new.owner.clone(),
+            ticket: new.ticket.clone(),
+            labels: new.labels.clone(),
+            created_by: origin.actor.clone(),
+            created_at_ms: self.at_ms,
+            expires_at_ms: new.expires_at_ms,
+        });
+        if let Target::Domain(domain) = &entry.target
+            && !self.state.resolutions.contains_key(domain)
+        {
+            let pending = Resolution { changed_at_ms: self.at_ms, ..Resolution::default() };
+            self.state.resolutions.insert(domain.clone(), Arc::new(pending));
+        }
+        let touched = &mut self.touched;
+        self.state.link(Arc::clone(&entry), |element| gained(touched, element));
+        self.tell(origin, EventKind::EntryAdded(entry));
+        Reply::Added { id: new.id, created: true }
+    }
+
+    fn remove_entry(&mut self, origin: &Origin, id: EntryId) -> Reply {
+        let Some(entry) = self.state.entries.get(&id).cloned() else {
+            return Reply::Refused(CommandRefusal::NoSuchEntry(id));
+        };
+        if entry.protected {
+            self.tell(origin, EventKind::ProtectedRefused(id));
+            return Reply::Refused(CommandRefusal::Protected(id));
+        }
+        for element in elements(&entry, self.state.resolved(&entry)) {
+            self.release(element, id, Loss::Revoked);
+        }
+        self.state.entries.remove(&id);
+        self.state.by_key.remove(&(entry.target.clone(), entry.ports.clone()));
+        if let Target::Domain(domain) = &entry.target
+            && self.state.entries_of(domain).next().is_none()
+        {
+            self.state.resolutions.remove(domain);
+        }
+        self.tell(origin, EventKind::EntryRemoved(entry));
+        Reply::Done
+    }
+
+    fn update_entry(&mut self, origin: &Origin, id: EntryId, update: &EntryUpdate) -> Reply {
+        let Some(entry) = self.state.entries.get(&id).cloned() else {
+            return Reply::Refused(CommandRefusal::NoSuchEntry(id));
+        };
+        if entry.protected && update.protected == Some(false) {
+            self.tell(origin, EventKind::ProtectedRefused(id));
+            return Reply::Refused(CommandRefusal::Protected(id));
+        }
+        let mut changed = Entry::clone(&entry);
+        if let Some(protected) = update.protected {
+            changed.protected = protected;
+        }
+        replace_if_given(&mut changed.comment, update.comment.as_ref());
+        replace_if_given(&mut changed.owner, update.owner.as_ref());
+        replace_if_given(&mut changed.ticket, update.ticket.as_ref());
+        replace_if_given(&mut changed.labels, update.labels.as_ref());
+        if changed == *entry {
+            return Reply::Unchanged;
+        }
+        self.replace_entry(origin, Arc::new(changed));
+        Reply::Done
+    }
+
+    /// Puts `entry` in the place of the one with its id; target and ports are the same, so nothing is published.
+    fn replace_entry(&mut self, origin: &Origin, entry: Arc<Entry>) {
+        self.state.entries.insert(entry.id, Arc::clone(&entry));
+        self.tell(origin, EventKind::EntryUpdated(entry));
+    }
+
+    fn set_resolution(&mut self, origin: &Origin, domain: &DomainName, update: &ResolutionUpdate) -> Reply {
+        // A name is here exactly while an entry names it.
+        let Some(known) = self.state.resolutions.get(domain).cloned() else { return Reply::Unchanged };
+        let mut next = Resolution::clone(&known);
+        let mut added = Vec::new();
+        for (address, seen) in &update.seen {
+            // The resolver refused these already; DNS must not publish them by any path.
+            if check_address(*address).is_err() {
+                continue;
+            }
+            match next.addresses.get_mut(address) {
+                Some(stored) => {
+                    stored.ttl_s = seen.ttl_s;
+                    stored.upstreams.clone_from(&seen.upstreams);
+                }
+                None => {
+                    next.addresses.insert(*address, seen.clone());
+                    added.push(*address);
+                }
+            }
+        }
+        let mut retired = Vec::new();
+        for address in &update.retire {
+            // Seen and retired at once is a contradiction; the sighting is the newer knowledge.
+            if !update.seen.contains_key(address) && next.addresses.remove(address).is_some() {
+                retired.push(*address);
+            }
+        }
+        next.chain.clone_from(&update.chain);
+        next.status.clone_from(&update.status);
+        if next == *known {
+            return Reply::Unchanged;
+        }
+        if !added.is_empty() || !retired.is_empty() || next.status != known.status {
+            next.changed_at_ms = self.at_ms;
+        }
+        let status = next.status.clone();
+        let owners: Vec<Arc<Entry>> = self.state.entries_of(domain).cloned().collect();
+        self.state.resolutions.insert(domain.clone(), Arc::new(next));
+        for owner in &owners {
+            for element in elements(owner, added.clone()) {
+                self.claim(element, owner.id);
+            }
+            for element in elements(owner, retired.clone()) {
+                self.release(element, owner.id, Loss::Retired);
+            }
+        }
+        self.tell(origin, EventKind::Resolved { domain: domain.clone(), added, retired, status });
+        Reply::Done
+    }
+
+    fn add_token(&mut self, origin: &Origin, token: &Token) -> Reply {
+        if self.state.tokens.get(&token.name) == Some(token) {
+            return Reply::Unchanged;
+        }
+        if token.role != Role::Admin && self.is_last_admin(&token.name) {
+            return Reply::Refused(CommandRefusal::LastAdmin(token.name.clone()));
+        }
+        self.state.tokens.insert(token.name.clone(), token.clone());
+        self.tell(origin, EventKind::TokenAdded(token.name.clone()));
+        Reply::Done
+    }
+
+    fn remove_token(&mut self, origin: &Origin, name: &str) -> Reply {
+        if !self.state.tokens.contains_key(name) {
+            return Reply::Refused(CommandRefusal::NoSuchToken(name.to_owned()));
+        }
+        if self.is_last_admin(name) {
+            return Reply::Refused(CommandRefusal::LastAdmin(name.to_owned()));
+        }
+        self.state.tokens.remove(name);
+        self.tell(origin, EventKind::TokenRemoved(name.to_owned()));
+        Reply::Done
+    }
+
+    /// True when `name` is an admin token and there is no other.
+    fn is_last_admin(&self, name: &str) -> bool {
+        self.state.tokens.get(name).is_some_and(|token| token.role == Role::Admin)
+            && self.state.tokens.values().filter(|token| token.role == Role::Admin).count() == 1
+    }
+
+    fn claim(&mut self, element: Element, owner: EntryId) {
+        if self.state.published.claim(element, owner) {
+            gained(&mut self.touched, element);
+        }
+    }
+
+    fn release(&mut self, element: Element, owner: EntryId, loss: Loss) {
+        if self.state.published.release(element, owner) {
+            let touched =
+                self.touched.entry(element).or_insert(Touched { was_published: true, last_loss: None });
+            touched.last_loss = Some(loss);
+        }
+    }
+
+    fn tell(&mut self, origin: &Origin, kind: EventKind) {
+        self.events.push(Event { origin: origin.clone(), kind });
+    }
+}
+
+fn gained(touched: &mut BTreeMap<Element, Touched>, element: Element) {
+    touched.entry(element).or_insert(Touched { was_published: false, last_loss: None });
+}
+
+fn replace_if_given<T: Clone>(place: &mut T, given: Option<&T>) {
+    if let Some(value) = given {
+        place.clone_from(value);
+    }
+}
+
+/// What the whole batch did: an element that came and went (or went and came back) is in no list, and the last cause
+/// of a loss is the one that counts.
+fn net_change(revision: Revision, touched: &BTreeMap<Element, Touched>, published: &Published) -> Change {
+    let mut change = Change { revision, ..Change::default() };
+    for (element, history) in touched {
+        match (history.was_published, published.contains(element), history.last_loss) {
+            (false, true, _) => change.added.push(*element),
+            (true, false, Some(Loss::Revoked)) => change.revoked.push(*element),
+            (true, false, Some(Loss::Retired) | None) => change.retired.push(*element),
+            _ => {}
+        }
+    }
+    change
+}

@@ -1,0 +1,242 @@
+//! What may change the replicated state. Commands are intentions, validated before they are proposed, so that
+//! [`crate::state::State::apply`] cannot fail on input. Clock, random numbers and DNS answers stand in the command:
+//! the leader put them there, and every node applies the same.
+//!
+//! The enums are append-only and a new field means a new variant, because bincode has no optional trailing fields.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use allowlist::{DomainName, EntryId, Ports, Target};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Most operations in one log entry.
+pub const MAX_OPERATIONS_PER_BATCH: usize = 1_000;
+
+/// One raft log entry: operations of several writers, in order, each with its own reply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// The leader's wall clock when it proposed, Unix milliseconds.
+    pub at_ms: u64,
+    /// At most [`MAX_OPERATIONS_PER_BATCH`].
+    pub operations: Vec<Operation>,
+}
+
+/// One command and who is behind it: the row of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Who, from where, as part of which request.
+    pub origin: Origin,
+    /// What.
+    pub command: Command,
+}
+
+/// Who caused a change.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Origin {
+    /// Name of the token, or `resolver`, `bootstrap`.
+    pub actor: String,
+    /// Address the request came from, empty for the server itself.
+    pub remote: String,
+    /// The request's id, empty for the server itself.
+    pub request_id: String,
+}
+
+/// The intentions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Adds an entry, or answers with the one that has the same target and ports.
+    AddEntry(NewEntry),
+    /// Removes an entry. Refused for protected ones.
+    RemoveEntry {
+        /// Which.
+        id: EntryId,
+    },
+    /// Replaces the texts and the protection of an entry. Protection can be given, not taken away.
+    UpdateEntry {
+        /// Which.
+        id: EntryId,
+        /// The new values.
+        update: EntryUpdate,
+    },
+    /// What the leader's resolver found out about a domain: only sent when something differs.
+    SetResolution {
+        /// The name.
+        domain: DomainName,
+        /// Difference to what is stored.
+        resolution: ResolutionUpdate,
+    },
+    /// Creates the cluster's identity. The first one wins.
+    InitCluster {
+        /// Drawn by the node that bootstraps.
+        cluster: Uuid,
+    },
+    /// Adds an API token, or replaces the one with the same name.
+    AddToken(Token),
+    /// Removes an API token.
+    RemoveToken {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// An entry before it has a creation time (that is the batch's) and a creator (the operation's actor).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewEntry {
+    /// Drawn by the proposing node; used only when the natural key is new.
+    pub id: EntryId,
+    /// See [`allowlist::Entry`].
+    pub target: Target,
+    /// See [`allowlist::Entry`].
+    pub ports: Ports,
+    /// See [`allowlist::Entry`].
+    pub protected: bool,
+    /// See [`allowlist::Entry`].
+    pub comment: String,
+    /// See [`allowlist::Entry`].
+    pub owner: String,
+    /// See [`allowlist::Entry`].
+    pub ticket: String,
+    /// See [`allowlist::Entry`].
+    pub labels: BTreeMap<String, String>,
+    /// See [`allowlist::Entry`].
+    pub expires_at_ms: Option<u64>,
+}
+
+/// New values for the parts of an entry that may change; `None` leaves a part as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EntryUpdate {
+    /// `Some(true)` protects; `Some(false)` on a protected entry is refused.
+    pub protected: Option<bool>,
+    /// New comment.
+    pub comment: Option<String>,
+    /// New owner.
+    pub owner: Option<String>,
+    /// New ticket.
+    pub ticket: Option<String>,
+    /// New labels, all of them.
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// The difference a lookup made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ResolutionUpdate {
+    /// Addresses seen for the first time (or again after they were retired), globally reachable unicast only.
+    pub seen: BTreeMap<IpAddr, SeenAddress>,
+    /// Addresses whose linger time is over.
+    pub retire: BTreeSet<IpAddr>,
+    /// The CNAME chain as it is now, the entry's own name first; empty when there is none.
+    pub chain: Vec<DomainName>,
+    /// How the name stands.
+    pub status: NameStatus,
+}
+
+/// What is stored of a resolved address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenAddress {
+    /// When it was first seen, Unix milliseconds.
+    pub first_seen_ms: u64,
+    /// TTL of the answer that brought it, seconds.
+    pub ttl_s: u32,
+    /// The upstreams that gave it.
+    pub upstreams: BTreeSet<String>,
+}
+
+/// How a name stands with DNS.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum NameStatus {
+    /// Nobody has answered yet.
+    #[default]
+    Pending,
+    /// The last lookup succeeded.
+    Ok,
+    /// Lookups have failed since this time (Unix milliseconds); addresses are kept.
+    Stale {
+        /// First failure.
+        since_ms: u64,
+        /// The last error, in words.
+        error: String,
+    },
+    /// DNS says the name has no addresses, believed.
+    NoSuchName,
+    /// Answers were refused: non-public addresses or too many.
+    Refused {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// What a token may do; each role includes the ones before it, except `Gateway`, which may only open a feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Opens a gateway feed, nothing else.
+    Gateway,
+    /// Reads.
+    Viewer,
+    /// Adds and removes entries.
+    Editor,
+    /// Everything.
+    Admin,
+}
+
+/// An API token as it is stored: never the secret itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its name, the actor in the audit log.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// SHA-256 of the token's text. A token has 256 random bits, so no salt or slow hash is needed.
+    pub sha256: [u8; 32],
+    /// When it was made, Unix milliseconds.
+    pub created_at_ms: u64,
+}
+
+/// The answer to one operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The state changed.
+    Done,
+    /// The entry is in the list; `created` is false when it was there before.
+    Added {
+        /// The entry that is now there.
+        id: EntryId,
+        /// True when this operation made it.
+        created: bool,
+    },
+    /// Nothing to do: it was so already.
+    Unchanged,
+    /// Not done.
+    Refused(CommandRefusal),
+}
+
+/// Why a valid command could not be carried out in the state it met.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum CommandRefusal {
+    /// No entry has this id.
+    #[error("there is no entry {0}")]
+    NoSuchEntry(EntryId),
+    /// The entry is protected.
+    #[error("entry {0} is protected: it cannot be removed or weakened")]
+    Protected(EntryId),
+    /// No token has this name.
+    #[error("there is no token named {0}")]
+    NoSuchToken(String),
+    /// The last admin token must stay.
+    #[error("{0} is the last admin token; make another one first")]
+    LastAdmin(String),
+    /// Another entry has this id. Ids are random, so this is a proposer that drew one twice.
+    #[error("the id {0} belongs to another entry")]
+    IdTaken(EntryId),
+}
+
+/// The answers to a batch, in its order.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BatchReply {
+    /// The log index the batch was applied at: the revision.
+    pub revision: u64,
+    /// One for each operation. Empty for raft's own entries (blank, membership).
+    pub replies: Vec<Reply>,
+}

@@ -1,0 +1,26 @@
+//! OutputGuard's replicated state on disk and in memory.
+//!
+//! The way of a write through this crate: a [`command::Batch`] becomes an openraft entry, the [`log`] makes it
+//! durable, the [`machine`] hands it to [`state::State::apply`] (whose rules stand in `apply`), and the
+//! [`reader`] shows the new state and its changes to the rest of the server. Behind that, off the path, the
+//! machine folds what was applied into the sled checkpoint, and [`snapshot`] writes and reads whole states.
+//! [`store`] opens all of it for one data directory, [`identity`] holds the node's number there.
+//!
+//! Shapes on disk: [`codec`] (every record), `layout` (keys in sled), `snapshot::format` (snapshot files),
+//! `log::codec` (records of the write-ahead log). Each has a test with its exact bytes.
+//!
+//! What never happens: a state is acknowledged that is not on this disk's log; the checkpoint is ahead of the
+//! fsynced log; a damaged file is read as an empty one.
+
+mod apply;
+pub mod command;
+pub mod reader;
+pub mod snapshot;
+pub mod state;
+pub mod types;
+
+pub use command::{Batch, BatchReply, Command, Operation, Reply};
+pub use reader::StateReader;
+pub use snapshot::SnapshotFile;
+pub use state::{AppliedBatch, State};
+pub use types::{NodeInfo, TypeConfig};

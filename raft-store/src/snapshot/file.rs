@@ -1,0 +1,54 @@
+//! A handle on a snapshot file: what travels between nodes.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A snapshot file, open for reading. The handle keeps the content readable even after the file was pruned from
+/// the directory, so that a slow peer can finish.
+#[derive(Debug, Clone)]
+pub struct SnapshotFile {
+    file: Arc<File>,
+    path: PathBuf,
+    len: u64,
+}
+
+impl SnapshotFile {
+    /// Opens the file at `path`. The content is verified when it is installed, not here.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        Ok(Self { file: Arc::new(file), path: path.to_owned(), len })
+    }
+
+    /// Where it is (or was).
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// True for a file without content, which is never a valid snapshot.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Reads up to `max` bytes at `offset`; less only at the end. Blocks: call it off the async threads.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn read_at(&self, offset: u64, max: usize) -> io::Result<Vec<u8>> {
+        let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; left.min(max)];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+}

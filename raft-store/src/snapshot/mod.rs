@@ -1,0 +1,5 @@
+//! Whole states in files.
+
+mod file;
+
+pub use file::SnapshotFile;

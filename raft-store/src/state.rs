@@ -1,0 +1,146 @@
+//! The replicated state in memory, and what is told of its changes. The only door into it is [`State::apply`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use allowlist::{Change, DomainName, Entry, EntryId, Ports, Published, Revision, Target};
+use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::command::{NameStatus, Origin, SeenAddress, Token};
+
+/// What is known of a domain's addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Resolution {
+    /// Published addresses of the name.
+    pub addresses: BTreeMap<IpAddr, SeenAddress>,
+    /// CNAME chain, the name itself first; empty when there is none.
+    pub chain: Vec<DomainName>,
+    /// How the name stands.
+    pub status: NameStatus,
+    /// When the status or the addresses last changed, Unix milliseconds.
+    pub changed_at_ms: u64,
+}
+
+/// Everything the cluster agrees on. The maps are persistent ones that share structure between versions, so `clone`
+/// costs the same for ten entries and for a million: readers, checkpoints and snapshots each hold a version of their
+/// own, and nobody waits for anybody.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub(crate) cluster: Option<Uuid>,
+    pub(crate) revision: Revision,
+    pub(crate) entries: OrdMap<EntryId, Arc<Entry>>,
+    /// Natural key to entry. Ordered by target first, so the entries of one domain stand together.
+    pub(crate) by_key: OrdMap<(Target, Ports), EntryId>,
+    pub(crate) resolutions: OrdMap<DomainName, Arc<Resolution>>,
+    pub(crate) published: Published,
+    pub(crate) tokens: OrdMap<String, Token>,
+}
+
+/// One applied log entry, as feed, audit log and live UI see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppliedBatch {
+    /// The log index.
+    pub revision: Revision,
+    /// The leader's clock, Unix milliseconds.
+    pub at_ms: u64,
+    /// What happened, in order.
+    pub events: Vec<Event>,
+    /// What it did to the published set, net.
+    pub change: Change,
+}
+
+/// One thing that happened. Every change of the state has an event that names what changed: the checkpoint relies on
+/// it to know which keys to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Who caused it.
+    pub origin: Origin,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// Kinds of events. Append-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EventKind {
+    /// An entry was added.
+    EntryAdded(Arc<Entry>),
+    /// An entry was removed.
+    EntryRemoved(Arc<Entry>),
+    /// An entry's texts or protection changed; this is the new entry.
+    EntryUpdated(Arc<Entry>),
+    /// A removal or weakening of a protected entry was refused.
+    ProtectedRefused(EntryId),
+    /// A domain's addresses or status changed.
+    Resolved {
+        /// The name.
+        domain: DomainName,
+        /// Addresses that joined.
+        added: Vec<IpAddr>,
+        /// Addresses that left.
+        retired: Vec<IpAddr>,
+        /// How it stands now.
+        status: NameStatus,
+    },
+    /// A token was made or replaced.
+    TokenAdded(String),
+    /// A token was removed.
+    TokenRemoved(String),
+    /// The cluster got its identity.
+    ClusterInitialised(Uuid),
+}
+
+impl State {
+    /// The cluster's id, once it has one.
+    pub fn cluster(&self) -> Option<Uuid> {
+        self.cluster
+    }
+
+    /// Index of the last applied log entry.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// All entries by id (which is by creation time).
+    pub fn entries(&self) -> &OrdMap<EntryId, Arc<Entry>> {
+        &self.entries
+    }
+
+    /// The entry with this id.
+    pub fn entry(&self, id: EntryId) -> Option<&Arc<Entry>> {
+        self.entries.get(&id)
+    }
+
+    /// The entry with this natural key.
+    pub fn entry_by_key(&self, target: &Target, ports: &Ports) -> Option<&Arc<Entry>> {
+        self.by_key.get(&(target.clone(), ports.clone())).and_then(|id| self.entries.get(id))
+    }
+
+    /// The entries that name `domain`, one for each set of ports.
+    pub fn entries_of<'a>(&'a self, domain: &DomainName) -> impl Iterator<Item = &'a Arc<Entry>> + 'a {
+        let target = Target::Domain(domain.clone());
+        // No port restriction sorts first.
+        let first = (target.clone(), Ports::all());
+        self.by_key
+            .range(first..)
+            .take_while(move |((found, _), _)| *found == target)
+            .filter_map(|(_, id)| self.entries.get(id))
+    }
+
+    /// What DNS said of the domains in the list. A name is here exactly while an entry names it.
+    pub fn resolutions(&self) -> &OrdMap<DomainName, Arc<Resolution>> {
+        &self.resolutions
+    }
+
+    /// The published set.
+    pub fn published(&self) -> &Published {
+        &self.published
+    }
+
+    /// API tokens by name.
+    pub fn tokens(&self) -> &OrdMap<String, Token> {
+        &self.tokens
+    }
+}
