@@ -1,0 +1,212 @@
+//! A driver that touches nothing and prints what the kernel driver would do; needs no root.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Write;
+
+use allowlist::{Change, Element};
+
+use super::layout::{Family, KernelOptions, PAIRS, PairLayout, members_of, pair_of};
+use super::rules::{Chain, restore_script};
+use super::{ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
+
+/// What would be done, a line each, in order, as the `ipset` and `iptables` programs would be told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The lines.
+    pub lines: Vec<String>,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+impl Plan {
+    /// Bringing up sets, chains and jumps.
+    pub fn install(options: &KernelOptions) -> Self {
+        let mut lines = Vec::new();
+        for PairLayout { family, scope, out, back } in PAIRS {
+            let (kind, size) = (scope.kernel_type(), options.set_capacity);
+            let family = match family {
+                Family::V4 => "inet",
+                Family::V6 => "inet6",
+            };
+            for name in [back, out] {
+                lines.push(format!(
+                    "ipset -exist create {name} {kind} family {family} hashsize {size} maxelem {size} counters"
+                ));
+            }
+        }
+        for chain in Chain::BOTH {
+            for (family, program) in Family::BOTH.into_iter().zip(["iptables", "ip6tables"]) {
+                lines.push(format!("{program}-restore --noflush <<END"));
+                lines.extend(restore_script(chain, &chain.body(family)).lines().map(str::to_owned));
+                lines.push("END".into());
+                for (at, jump) in chain.jumps(family, &options.internal_cidrs).iter().enumerate() {
+                    let (table, parent, position) = (chain.table(), chain.parent(), at + 1);
+                    lines.push(format!("{program} -w -t {table} -I {parent} {position} {jump}"));
+                }
+            }
+        }
+        Self { lines }
+    }
+
+    /// Going from the elements `held` to the elements `wanted`: additions first, replies before the way out;
+    /// then removals, the way out first.
+    pub fn difference(held: &BTreeSet<Element>, wanted: &BTreeSet<Element>) -> Self {
+        let mut lines = Vec::new();
+        for element in wanted.difference(held) {
+            let PairLayout { out, back, .. } = PAIRS[pair_of(element)];
+            for name in [back, out] {
+                lines.extend(members_of(element).map(|member| format!("ipset -exist add {name} {member}")));
+            }
+        }
+        for element in held.difference(wanted) {
+            let PairLayout { out, back, .. } = PAIRS[pair_of(element)];
+            for name in [out, back] {
+                lines.extend(members_of(element).map(|member| format!("ipset -exist del {name} {member}")));
+            }
+        }
+        Self { lines }
+    }
+
+    /// Removing every trace.
+    pub fn cleanup(options: &KernelOptions) -> Self {
+        let mut lines = Vec::new();
+        for chain in Chain::BOTH {
+            let (table, parent, name) = (chain.table(), chain.parent(), chain.name());
+            for (family, program) in Family::BOTH.into_iter().zip(["iptables", "ip6tables"]) {
+                for jump in chain.jumps(family, &options.internal_cidrs) {
+                    lines.push(format!("{program} -w -t {table} -D {parent} {jump}"));
+                }
+                lines.push(format!("{program} -w -t {table} -F {name}"));
+                lines.push(format!("{program} -w -t {table} -X {name}"));
+            }
+        }
+        for PairLayout { out, back, .. } in PAIRS {
+            lines.extend([out, back].map(|name| format!("ipset destroy {name}")));
+        }
+        Self { lines }
+    }
+}
+
+/// Prints plans and remembers what would be held.
+pub struct DryRunFirewall {
+    options: KernelOptions,
+    held: BTreeSet<Element>,
+    printer: Box<dyn Write + Send>,
+}
+
+impl DryRunFirewall {
+    /// A driver that writes each plan to `printer`.
+    pub fn new(options: KernelOptions, printer: impl Write + Send + 'static) -> Self {
+        Self { options, held: BTreeSet::new(), printer: Box::new(printer) }
+    }
+
+    fn print(&mut self, plan: &Plan) -> Result<(), FirewallError> {
+        write!(self.printer, "{plan}")
+            .and_then(|()| self.printer.flush())
+            .map_err(|error| FirewallError::Failed { action: "print plan".into(), reason: error.to_string() })
+    }
+
+    fn become_(&mut self, wanted: BTreeSet<Element>) -> Result<Outcome, FirewallError> {
+        self.print(&Plan::difference(&self.held, &wanted))?;
+        let added = wanted.difference(&self.held).count();
+        let removed = self.held.difference(&wanted).count();
+        self.held = wanted;
+        Ok(Outcome { added, removed, refused: Vec::new() })
+    }
+}
+
+impl Firewall for DryRunFirewall {
+    fn install(&mut self) -> Result<BTreeSet<Element>, FirewallError> {
+        self.print(&Plan::install(&self.options))?;
+        Ok(self.held.clone())
+    }
+
+    fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<Outcome, FirewallError> {
+        let (admitted, refused) = admit::sift(elements);
+        Ok(Outcome { refused, ..self.become_(admitted)? })
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError> {
+        let (admitted, refused) = admit::sift(&change.added);
+        let mut wanted = self.held.clone();
+        wanted.extend(admitted);
+        for element in change.revoked.iter().chain(&change.retired) {
+            wanted.remove(element);
+        }
+        Ok(Outcome { refused, ..self.become_(wanted)? })
+    }
+
+    fn counters(&mut self) -> Result<Vec<ElementCounters>, FirewallError> {
+        Ok(self.held.iter().map(|element| ElementCounters::zero(*element)).collect())
+    }
+
+    fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
+        Ok(Vec::new())
+    }
+
+    fn cleanup(&mut self) -> Result<(), FirewallError> {
+        self.print(&Plan::cleanup(&self.options))?;
+        self.held.clear();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Paper {
+        fn take(&self) -> String {
+            String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
+        }
+    }
+
+    fn element(prefix: &str, ports: Option<&str>) -> Element {
+        Element::new(prefix.parse().unwrap(), ports.map(|ports| ports.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_dry_run_prints_sets_chains_and_differences_without_root() {
+        let paper = Paper::default();
+        let mut firewall = DryRunFirewall::new(KernelOptions::default(), paper.clone());
+        assert!(firewall.install().unwrap().is_empty());
+        let printed = paper.take();
+        assert!(printed.starts_with("ipset -exist create og4i hash:net family inet hashsize 65536"));
+        assert!(printed.contains(
+            "-A OG-FORWARD -j DROP\nCOMMIT\nEND\niptables -w -t filter -I FORWARD 1 -j OG-FORWARD"
+        ));
+
+        let resolver = element("8.8.8.8/32", Some("udp/53-54"));
+        let first = [element("9.9.9.9/32", None), resolver, element("10.0.0.1/32", None)].into();
+        let outcome = firewall.replace(&first).unwrap();
+        assert_eq!((outcome.added, outcome.removed, outcome.refused.len()), (2, 0, 1));
+        assert!(paper.take().contains("ipset -exist add og4ip 8.8.8.8/32,udp:53\n"));
+
+        let change = Change { revision: 2, revoked: vec![resolver], ..Change::default() };
+        assert_eq!(firewall.apply(&change).unwrap().removed, 1);
+        assert!(paper.take().starts_with("ipset -exist del og4op 8.8.8.8/32,udp:53\n"));
+        assert_eq!(firewall.apply(&change).unwrap(), Outcome::default());
+        firewall.cleanup().unwrap();
+        assert!(paper.take().ends_with("ipset destroy og6ip\n"));
+    }
+}

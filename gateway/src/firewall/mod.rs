@@ -1,0 +1,126 @@
+//! Making the kernel hold what the servers published. Only this module and its children touch netfilter.
+//!
+//! A driver takes a desired state as data and makes it so. Every call may run twice: a driver reads what is there,
+//! changes the difference, and touches only chains and sets of our own. Calls block; one owner thread makes them.
+//!
+//! The trait is narrow on purpose (no word of ipset or iptables in it), so that an nftables or tc driver can follow.
+//!
+//! Map: [`admit`] judges an element before any driver enforces it; [`layout`] names the sets and says which kernel
+//! members make an element; [`rules`] is the text of our chains, [`chains`] puts it into the kernel; [`ipset`] speaks
+//! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts; [`kernel`] joins all of that into the real
+//! driver, [`dry_run`] prints the same as a plan, [`fake`] records calls for tests of what stands above.
+
+use std::collections::BTreeSet;
+
+use allowlist::feed::RefusedElement;
+use allowlist::{Change, Element};
+
+mod admit;
+pub mod dry_run;
+pub mod fake;
+mod layout;
+mod rules;
+
+pub use dry_run::{DryRunFirewall, Plan};
+pub use layout::KernelOptions;
+
+/// A firewall that holds a set of elements.
+pub trait Firewall: Send {
+    /// Brings up chains and sets, closed first: the drop is in place before the first accept. Adopts what a former
+    /// process left in the kernel, counters included, and returns those elements.
+    ///
+    /// # Errors
+    /// [`FirewallError`]; forwarding is then closed or as it was, never wider.
+    fn install(&mut self) -> Result<BTreeSet<Element>, FirewallError>;
+
+    /// Makes the kernel hold exactly `elements`, in place: what is in both keeps its packets and counters.
+    ///
+    /// # Errors
+    /// [`FirewallError`] when the kernel could not be changed at all; elements it refuses one by one are reported in
+    /// the outcome, and the rest is applied.
+    fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<Outcome, FirewallError>;
+
+    /// Applies one change to what the kernel holds.
+    ///
+    /// # Errors
+    /// As [`Self::replace`].
+    fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError>;
+
+    /// Cumulative counters of every held element, sorted, monotonic for as long as this driver lives (and across
+    /// processes while the kernel keeps the sets).
+    ///
+    /// # Errors
+    /// [`FirewallError`].
+    fn counters(&mut self) -> Result<Vec<ElementCounters>, FirewallError>;
+
+    /// Compares chains and sets with what they should be and repairs the difference.
+    ///
+    /// # Errors
+    /// [`FirewallError`].
+    fn repair(&mut self) -> Result<Vec<Repair>, FirewallError>;
+
+    /// Removes every trace of us from the kernel, going on past errors.
+    ///
+    /// # Errors
+    /// [`FirewallError::Cleanup`] with all that failed.
+    fn cleanup(&mut self) -> Result<(), FirewallError>;
+}
+
+/// What a call did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// Elements that are new in the kernel.
+    pub added: usize,
+    /// Elements taken out of the kernel.
+    pub removed: usize,
+    /// Elements that could not be enforced; they do not pass.
+    pub refused: Vec<RefusedElement>,
+}
+
+/// Traffic of one element since it was first held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ElementCounters {
+    /// Which.
+    pub element: Element,
+    /// Packets towards the internet.
+    pub packets_out: u64,
+    /// Bytes towards the internet (IP length).
+    pub bytes_out: u64,
+    /// Packets from the internet.
+    pub packets_in: u64,
+    /// Bytes from the internet (IP length).
+    pub bytes_in: u64,
+}
+
+impl ElementCounters {
+    /// No traffic yet.
+    pub const fn zero(element: Element) -> Self {
+        Self { element, packets_out: 0, bytes_out: 0, packets_in: 0, bytes_in: 0 }
+    }
+}
+
+/// One difference somebody made behind our back, repaired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// What was wrong, in words with table and chain or set, e.g. `filter FORWARD (v4): jump to OG-FORWARD was missing`.
+    pub what: String,
+}
+
+/// Why the kernel could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum FirewallError {
+    /// A capability, module or program is missing; says which and how to get it.
+    #[error("{0}")]
+    Missing(String),
+    /// A program or the kernel failed.
+    #[error("{action}: {reason}")]
+    Failed {
+        /// Action and object, e.g. `add to ipset og4o`.
+        action: String,
+        /// What the program or kernel said.
+        reason: String,
+    },
+    /// Parts of the clean-up failed.
+    #[error("clean-up left {} things behind: {}", .0.len(), .0.join("; "))]
+    Cleanup(Vec<String>),
+}
