@@ -1,0 +1,334 @@
+//! The allowlist's entries.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use allowlist::entry::check_texts;
+use allowlist::{EntryId, PortRange, Ports, Revision, Target, TargetError};
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use raft_store::command::{Command, CommandRefusal, EntryUpdate, NewEntry, Reply};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::AppState;
+use super::entry_view::{EntryView, from_rfc3339};
+use super::input::{Body, Params, Segment};
+use super::problem::{Code, Problem, ProblemBody};
+use super::revision::{At, Consistency, ReadParams, Tagged};
+use super::search::Search;
+use crate::auth::{Editor, Viewer};
+
+/// Entries on a page when the client does not say.
+const DEFAULT_PAGE_ENTRIES: usize = 100;
+/// Most entries on a page.
+const MAX_PAGE_ENTRIES: usize = 1_000;
+
+/// Which entries to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListParams {
+    /// Text in target, comment, owner or ticket; an address also finds what covers it.
+    q: Option<String>,
+    /// Entries on a page, 1 to 1,000; 100 when left out.
+    limit: Option<usize>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// `linearizable` (the default) or `stale`.
+    #[serde(default)]
+    #[param(inline, required = false)]
+    consistency: Consistency,
+}
+
+/// A page of entries, oldest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct EntryPage {
+    /// The revision the page was read at.
+    revision: Revision,
+    entries: Vec<EntryView>,
+    /// Give it as `cursor` for the next page; null on the last page.
+    next_cursor: Option<String>,
+}
+
+/// What to add.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddEntry {
+    /// Domain, address or CIDR block.
+    #[schema(example = "api.example.com")]
+    target: String,
+    /// Such as `tcp/443` or `udp/5000-5010`; leave out for every protocol and port.
+    #[serde(default)]
+    ports: Vec<String>,
+    /// Protected entries can be neither deleted nor weakened.
+    #[serde(default)]
+    protected: bool,
+    #[serde(default)]
+    comment: String,
+    #[serde(default)]
+    owner: String,
+    #[serde(default)]
+    ticket: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    /// When the entry ends by itself, RFC 3339.
+    expires_at: Option<String>,
+}
+
+/// What to change; what is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateEntry {
+    /// `true` protects; protection cannot be taken away.
+    protected: Option<bool>,
+    comment: Option<String>,
+    owner: Option<String>,
+    ticket: Option<String>,
+    /// All labels.
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// Lists entries
+#[utoipa::path(get, path = "/api/v1/entries", tag = "entries", params(ListParams), responses(
+    (status = 200, body = EntryPage),
+    (status = 304, description = "Unchanged since the revision in `if-none-match`"),
+    (status = 400, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 401, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 503, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn list(
+    State(app): State<AppState>,
+    _: Viewer,
+    Params(params): Params<ListParams>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let limit = params.limit.unwrap_or(DEFAULT_PAGE_ENTRIES);
+    if !(1..=MAX_PAGE_ENTRIES).contains(&limit) {
+        let detail = format!("limit is {limit}; it goes from 1 to {MAX_PAGE_ENTRIES}");
+        return Err(Problem::new(Code::InvalidQuery, detail));
+    }
+    let after = match &params.cursor {
+        None => Bound::Unbounded,
+        Some(cursor) => match cursor.parse::<EntryId>() {
+            Ok(id) => Bound::Excluded(id),
+            Err(_) => {
+                let detail =
+                    "give the `next_cursor` of the page before as it is, or leave cursor out to begin";
+                return Err(Problem::new(Code::InvalidCursor, detail));
+            }
+        },
+    };
+    let search = params.q.as_deref().map(Search::new);
+    let state = app.read(params.consistency).await?;
+    let mut found = state
+        .entries()
+        .range((after, Bound::Unbounded))
+        .filter(|(_, entry)| search.as_ref().is_none_or(|search| search.finds(entry, &state)));
+    let mut last = None;
+    let mut entries = Vec::new();
+    for (id, entry) in found.by_ref().take(limit) {
+        entries.push(EntryView::new(entry, &state));
+        last = Some(*id);
+    }
+    let next_cursor = found.next().and(last).map(|id| id.to_string());
+    let revision = state.revision();
+    Ok(Tagged(revision, Json(EntryPage { revision, entries, next_cursor })).answer(&headers))
+}
+
+/// Adds an entry, or returns the one with the same target and ports
+#[utoipa::path(post, path = "/api/v1/entries", tag = "entries", request_body = AddEntry, responses(
+    (status = 201, body = EntryView, description = "Added"),
+    (status = 200, body = EntryView, description = "It was there: same target and ports"),
+    (status = 403, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 422, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 503, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 504, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn add(
+    State(app): State<AppState>,
+    Editor(caller): Editor,
+    Body(asked): Body<AddEntry>,
+) -> Result<(StatusCode, At<Json<EntryView>>), Problem> {
+    let command = Command::AddEntry(asked.check(now_ms())?);
+    let (revision, reply) = app.write(&caller, command).await?;
+    match reply {
+        Reply::Added { id, created } => {
+            let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+            Ok((status, At(revision, Json(app.view(id)?))))
+        }
+        Reply::Done | Reply::Unchanged | Reply::Refused(_) => {
+            Err(Problem::new(Code::Internal, "adding was answered with something else"))
+        }
+    }
+}
+
+/// Returns an entry
+#[utoipa::path(get, path = "/api/v1/entries/{id}", tag = "entries",
+    params(("id" = String, Path, description = "The entry's id"), ReadParams), responses(
+    (status = 200, body = EntryView),
+    (status = 404, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn get(
+    State(app): State<AppState>,
+    _: Viewer,
+    Segment(id): Segment,
+    Params(params): Params<ReadParams>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = parse_id(&id)?;
+    let state = app.read(params.consistency).await?;
+    let entry = state.entries().get(&id).ok_or(CommandRefusal::NoSuchEntry(id))?;
+    Ok(Tagged(state.revision(), Json(EntryView::new(entry, &state))).answer(&headers))
+}
+
+/// Changes the texts of an entry, or protects it
+#[utoipa::path(patch, path = "/api/v1/entries/{id}", tag = "entries", request_body = UpdateEntry,
+    params(("id" = String, Path, description = "The entry's id")), responses(
+    (status = 200, body = EntryView),
+    (status = 404, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "It is protected"),
+    (status = 422, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn update(
+    State(app): State<AppState>,
+    Editor(caller): Editor,
+    Segment(id): Segment,
+    Body(asked): Body<UpdateEntry>,
+) -> Result<At<Json<EntryView>>, Problem> {
+    let id = parse_id(&id)?;
+    let update = asked.check()?;
+    let (revision, _) = app.write(&caller, Command::UpdateEntry { id, update }).await?;
+    Ok(At(revision, Json(app.view(id)?)))
+}
+
+/// Removes an entry; flows that only it allowed are cut
+#[utoipa::path(delete, path = "/api/v1/entries/{id}", tag = "entries",
+    params(("id" = String, Path, description = "The entry's id")), responses(
+    (status = 204, description = "Removed"),
+    (status = 404, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "It is protected")))]
+pub(super) async fn remove(
+    State(app): State<AppState>,
+    Editor(caller): Editor,
+    Segment(id): Segment,
+) -> Result<At<StatusCode>, Problem> {
+    let id = parse_id(&id)?;
+    let (revision, _) = app.write(&caller, Command::RemoveEntry { id }).await?;
+    Ok(At(revision, StatusCode::NO_CONTENT))
+}
+
+impl AppState {
+    /// An entry after a write of this node, which has applied it.
+    fn view(&self, id: EntryId) -> Result<EntryView, Problem> {
+        let state = self.local();
+        let entry = state.entries().get(&id).ok_or_else(|| {
+            Problem::new(Code::NotFound, format!("entry {id} was removed by someone else in the same moment"))
+        })?;
+        Ok(EntryView::new(entry, &state))
+    }
+}
+
+impl AddEntry {
+    fn check(self, now_ms: u64) -> Result<NewEntry, Problem> {
+        let target = parse_target(&self.target)?;
+        let ports = parse_ports(&self.ports)?;
+        check_texts(&self.comment, &self.owner, &self.ticket, &self.labels)
+            .map_err(|error| Problem::new(Code::TextTooLong, error.to_string()))?;
+        let expires_at_ms = self.expires_at.map(|text| parse_expiry(&text, now_ms)).transpose()?;
+        Ok(NewEntry {
+            id: EntryId(Uuid::now_v7()),
+            target,
+            ports,
+            protected: self.protected,
+            comment: self.comment,
+            owner: self.owner,
+            ticket: self.ticket,
+            labels: self.labels,
+            expires_at_ms,
+        })
+    }
+}
+
+impl UpdateEntry {
+    fn check(self) -> Result<EntryUpdate, Problem> {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let labels = self.labels.clone().unwrap_or_default();
+        check_texts(&text(&self.comment), &text(&self.owner), &text(&self.ticket), &labels)
+            .map_err(|error| Problem::new(Code::TextTooLong, error.to_string()))?;
+        Ok(EntryUpdate {
+            protected: self.protected,
+            comment: self.comment,
+            owner: self.owner,
+            ticket: self.ticket,
+            labels: self.labels,
+        })
+    }
+}
+
+impl From<CommandRefusal> for Problem {
+    fn from(refusal: CommandRefusal) -> Self {
+        let code = match refusal {
+            CommandRefusal::NoSuchEntry(_) | CommandRefusal::NoSuchToken(_) => Code::NotFound,
+            CommandRefusal::Protected(_) => Code::Protected,
+            CommandRefusal::LastAdmin(_) => Code::LastAdmin,
+            // Ids are drawn by this server: that one exists is its fault, not the caller's.
+            CommandRefusal::IdTaken(_) => Code::Internal,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+fn parse_id(text: &str) -> Result<EntryId, Problem> {
+    text.parse().map_err(|_| {
+        let shown: String = text.chars().take(64).collect();
+        let detail =
+            format!("`{shown}` is not an entry's id; ids are UUIDs, GET /api/v1/entries?q=… finds them");
+        Problem::new(Code::InvalidId, detail)
+    })
+}
+
+fn parse_target(text: &str) -> Result<Target, Problem> {
+    let target: Target = text.parse().map_err(|error: TargetError| {
+        let code = match &error {
+            TargetError::NotPublic(_) => Code::NotPublic,
+            _ => Code::InvalidTarget,
+        };
+        Problem::new(code, error.to_string())
+    })?;
+    if let Target::Wildcard { suffix, .. } = &target {
+        let detail = format!(
+            "`{target}` is a wildcard: gateways cannot learn names yet; add the names below {suffix} one by one"
+        );
+        return Err(Problem::new(Code::WildcardUnsupported, detail));
+    }
+    Ok(target)
+}
+
+fn parse_ports(texts: &[String]) -> Result<Ports, Problem> {
+    let ranges: Result<Vec<PortRange>, _> = texts.iter().map(|text| text.parse()).collect();
+    ranges.and_then(Ports::new).map_err(|error| Problem::new(Code::InvalidPorts, error.to_string()))
+}
+
+fn parse_expiry(text: &str, now_ms: u64) -> Result<u64, Problem> {
+    let shown: String = text.chars().take(64).collect();
+    match from_rfc3339(text) {
+        None => {
+            let detail = format!("expires_at `{shown}` is not an RFC 3339 time such as 2030-01-31T12:00:00Z");
+            Err(Problem::new(Code::InvalidExpiry, detail))
+        }
+        Some(at) if at <= now_ms => {
+            let detail = format!(
+                "expires_at {shown} is past; give a time to come, or leave it out for an entry that stays"
+            );
+            Err(Problem::new(Code::InvalidExpiry, detail))
+        }
+        Some(at) => Ok(at),
+    }
+}
+
+/// This node's wall clock, Unix milliseconds.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

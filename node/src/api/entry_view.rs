@@ -1,0 +1,178 @@
+//! An entry as JSON, with what DNS says of it.
+
+use std::collections::BTreeMap;
+
+use allowlist::{Entry, Target};
+use raft_store::command::NameStatus;
+use raft_store::state::{Resolution, State};
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
+
+/// One line of the allowlist.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Entry)]
+pub(super) struct EntryView {
+    /// Names the entry for ever (UUID).
+    id: String,
+    /// Domain, address or CIDR block in canonical form.
+    #[schema(example = "api.example.com")]
+    target: String,
+    kind: Kind,
+    /// Such as `tcp/443` or `udp/5000-5010`; empty for every protocol and port.
+    ports: Vec<String>,
+    /// Protected entries can be neither deleted nor weakened.
+    protected: bool,
+    comment: String,
+    owner: String,
+    ticket: String,
+    labels: BTreeMap<String, String>,
+    /// Name of the token that added it.
+    created_by: String,
+    /// RFC 3339.
+    created_at: String,
+    /// RFC 3339; null for never.
+    expires_at: Option<String>,
+    /// What DNS says; null for addresses and networks.
+    resolution: Option<ResolutionView>,
+}
+
+/// What an entry names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Kind {
+    Domain,
+    Wildcard,
+    Address,
+    Network,
+}
+
+/// What DNS says of a domain.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Resolution)]
+pub(super) struct ResolutionView {
+    state: ResolutionState,
+    /// The last error, or why answers were refused.
+    detail: Option<String>,
+    /// When it became so, RFC 3339; null when not yet known.
+    since: Option<String>,
+    /// The published addresses.
+    addresses: Vec<AddressView>,
+    /// CNAME chain, the name itself first; empty when there is none.
+    chain: Vec<String>,
+}
+
+/// How a name stands with DNS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ResolutionState {
+    /// Nobody has answered yet.
+    Pending,
+    Ok,
+    /// Lookups fail; addresses are kept.
+    Stale,
+    NoSuchName,
+    /// Answers are refused: non-public or too many.
+    Refused,
+}
+
+/// A published address of a domain.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ResolvedAddress)]
+pub(super) struct AddressView {
+    address: String,
+    /// RFC 3339.
+    first_seen: String,
+    /// Time to live of the answer that brought it, seconds.
+    ttl_s: u32,
+    /// The upstreams that gave it.
+    upstreams: Vec<String>,
+}
+
+impl EntryView {
+    /// `entry` as it stands in `state`.
+    pub(super) fn new(entry: &Entry, state: &State) -> Self {
+        let (kind, resolution) = match &entry.target {
+            Target::Domain(name) => {
+                let pending = Resolution::default();
+                let found = state.resolutions().get(name).map_or(&pending, |found| &**found);
+                (Kind::Domain, Some(ResolutionView::new(found)))
+            }
+            Target::Wildcard { .. } => (Kind::Wildcard, None),
+            Target::Address(_) => (Kind::Address, None),
+            Target::Network(_) => (Kind::Network, None),
+        };
+        Self {
+            id: entry.id.to_string(),
+            target: entry.target.to_string(),
+            kind,
+            ports: entry.ports.ranges().iter().map(ToString::to_string).collect(),
+            protected: entry.protected,
+            comment: entry.comment.clone(),
+            owner: entry.owner.clone(),
+            ticket: entry.ticket.clone(),
+            labels: entry.labels.clone(),
+            created_by: entry.created_by.clone(),
+            created_at: rfc3339(entry.created_at_ms),
+            expires_at: entry.expires_at_ms.map(rfc3339),
+            resolution,
+        }
+    }
+}
+
+impl ResolutionView {
+    fn new(resolution: &Resolution) -> Self {
+        let changed = (resolution.changed_at_ms > 0).then_some(resolution.changed_at_ms);
+        let (state, detail, since_ms) = match &resolution.status {
+            NameStatus::Pending => (ResolutionState::Pending, None, changed),
+            NameStatus::Ok => (ResolutionState::Ok, None, changed),
+            NameStatus::Stale { since_ms, error } => {
+                (ResolutionState::Stale, Some(error.clone()), Some(*since_ms))
+            }
+            NameStatus::NoSuchName => (ResolutionState::NoSuchName, None, changed),
+            NameStatus::Refused { reason } => (ResolutionState::Refused, Some(reason.clone()), changed),
+        };
+        let addresses = resolution.addresses.iter().map(|(address, seen)| AddressView {
+            address: address.to_string(),
+            first_seen: rfc3339(seen.first_seen_ms),
+            ttl_s: seen.ttl_s,
+            upstreams: seen.upstreams.iter().cloned().collect(),
+        });
+        Self {
+            state,
+            detail,
+            since: since_ms.map(rfc3339),
+            addresses: addresses.collect(),
+            chain: resolution.chain.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// A time of the state as text.
+pub(super) fn rfc3339(unix_ms: u64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000);
+    let text = time.ok().and_then(|time| time.format(&Rfc3339).ok());
+    // RFC 3339 ends with the year 9999; its last instant stands for "very late".
+    text.unwrap_or_else(|| "9999-12-31T23:59:59.999Z".to_owned())
+}
+
+/// The Unix milliseconds of an RFC 3339 text.
+pub(super) fn from_rfc3339(text: &str) -> Option<u64> {
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    u64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_the_way_through_text() {
+        assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+        assert_eq!(from_rfc3339("2023-11-14T22:13:20.123Z"), Some(1_700_000_000_123));
+        assert_eq!(from_rfc3339("2023-11-14T23:13:20.123+01:00"), Some(1_700_000_000_123));
+        assert_eq!(from_rfc3339("2023-11-14"), None);
+        assert_eq!(rfc3339(u64::MAX), "9999-12-31T23:59:59.999Z");
+    }
+}

@@ -1,0 +1,154 @@
+//! The HTTP side of a server: REST API, health, metrics, the UI's files, and the door to the feed.
+//!
+//! For `run`: make one [`AppState`] and one [`router`] per listener.
+//!
+//! ```ignore
+//! let sessions = feed::Sessions::new(&config.node.name, feed::Limits::default());
+//! let app = AppState::new(cluster.clone(), sessions.clone(), Settings { registry });
+//! let plain = api::router(app.clone(), Transport::Plain); // listen.api
+//! let tls = api::router(app, Transport::Tls);             // listen.feed
+//! tokio::spawn(feed::watch_quorum(cluster, sessions.clone()));
+//! // shutting down: /readyz turns 503 and gateways are told to move, then stop the listeners
+//! sessions.drain(limit).await;
+//! ```
+//!
+//! Whoever serves the routers puts `ConnectInfo<SocketAddr>` into the requests' extensions (that is
+//! `into_make_service_with_connect_info` with `axum::serve`) and serves connections with upgrades (hyper-util's
+//! `serve_connection_with_upgrades`), HTTP/1.1 by ALPN on the TLS listener.
+//!
+//! Map: [`router`](mod@router) lists every path; `entries`, `status`, `tokens`, `session`, `health` hold the handlers;
+//! `entry_view` is an entry as JSON, `search` finds entries; `input` and [`problem`] give axum's extractors and all
+//! errors one shape; `metrics` counts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use allowlist::Revision;
+use prometheus::Registry;
+use raft_store::command::{Command, Operation, Reply, Token};
+use raft_store::state::State;
+use tokio::sync::Semaphore;
+
+use crate::auth::{Caller, token};
+use crate::cluster::{Cluster, GatewaySource};
+use crate::feed::Sessions;
+
+mod entries;
+mod entry_view;
+mod headers;
+mod health;
+mod input;
+mod metrics;
+pub mod problem;
+mod revision;
+pub mod router;
+mod search;
+mod session;
+mod status;
+mod tokens;
+
+pub use router::{openapi, router};
+
+use metrics::Metrics;
+use problem::{Code, Problem};
+
+/// Largest request body, bytes: an entry with every text and label at its limit, escaped, fits.
+pub const MAX_BODY_BYTES: usize = 256 * 1024;
+/// A request is answered after this time whatever happens. Longer than the limits below together, which give the
+/// better message.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a write may take: an election and a fsync on a slow disk fit.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the confirmation of a linearizable read may take.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a node waits to catch up before it says that it does not know a token.
+const TOKEN_CATCH_UP: Duration = Duration::from_secs(1);
+/// How many unknown tokens may make this node wait for others at a time; more are refused at once.
+const TOKEN_CATCH_UPS_AT_A_TIME: usize = 8;
+
+/// Which kind of listener a router serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Plain HTTP: everything but the feed.
+    Plain,
+    /// TLS: everything; cookies are marked `Secure`.
+    Tls,
+}
+
+/// What a deployment may set.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Where `/metrics` reads from; other parts of the server may register their families here too.
+    pub registry: Registry,
+}
+
+/// What handlers share. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cluster: Cluster,
+    sessions: Sessions,
+    metrics: Metrics,
+    token_catch_ups: Semaphore,
+}
+
+impl AppState {
+    /// Joins replication and feed. Registers metrics, and tells the cluster where gateway sessions are listed.
+    ///
+    /// # Errors
+    /// A metric family of the same name is in the registry already.
+    pub fn new(cluster: Cluster, sessions: Sessions, settings: Settings) -> Result<Self, prometheus::Error> {
+        let source = sessions.clone();
+        let source: GatewaySource = Arc::new(move || source.snapshot());
+        cluster.set_gateway_source(source);
+        sessions.metrics().register(&settings.registry)?;
+        let metrics = Metrics::new(settings.registry)?;
+        let token_catch_ups = Semaphore::new(TOKEN_CATCH_UPS_AT_A_TIME);
+        Ok(Self { shared: Arc::new(Shared { cluster, sessions, metrics, token_catch_ups }) })
+    }
+
+    /// Replication.
+    pub fn cluster(&self) -> &Cluster {
+        &self.shared.cluster
+    }
+
+    /// The gateways connected here.
+    pub fn sessions(&self) -> &Sessions {
+        &self.shared.sessions
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// The applied state of this node, as of now.
+    fn local(&self) -> Arc<State> {
+        self.cluster().reader().state()
+    }
+
+    /// The stored token for a text. One that is not known here may have just been made on another node, so the
+    /// state is brought up to date once before the answer is no.
+    pub(crate) async fn find_token(&self, text: &str) -> Option<Token> {
+        let here = token::find(self.local().tokens().values(), text).cloned();
+        if here.is_some() {
+            return here;
+        }
+        let _permit = self.shared.token_catch_ups.try_acquire().ok()?;
+        self.cluster().read_barrier(TOKEN_CATCH_UP).await.ok()?;
+        token::find(self.local().tokens().values(), text).cloned()
+    }
+
+    /// Writes one command on behalf of `caller`; a refusal by the state is an error.
+    async fn write(&self, caller: &Caller, command: Command) -> Result<(Revision, Reply), Problem> {
+        let operation = Operation { origin: caller.origin(), command };
+        let mut answer = self.cluster().propose(vec![operation], WRITE_TIMEOUT).await?;
+        match answer.replies.pop() {
+            Some(Reply::Refused(refusal)) => Err(refusal.into()),
+            Some(reply) => Ok((answer.revision, reply)),
+            None => Err(Problem::new(Code::Internal, "the write was applied without an answer")),
+        }
+    }
+}

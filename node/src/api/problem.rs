@@ -1,0 +1,262 @@
+//! The one error shape of the API: RFC 9457 `application/problem+json` with a stable `code` and the request's id.
+//!
+//! A handler returns a [`Problem`]; it travels in the response's extensions until [`render`], near the outside of
+//! the router, writes the body. That is where the request id is known, and where answers that axum itself gave
+//! (method not allowed and the like) get the same shape.
+
+use std::borrow::Cow;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tower_http::request_id::RequestId;
+use utoipa::ToSchema;
+
+use crate::cluster::{ReadError, WriteError};
+
+/// Content type of every error.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+/// `Retry-After` when the cluster has no quorum: an election takes about a second.
+pub const NO_QUORUM_RETRY_S: u32 = 1;
+/// `Retry-After` when this node takes no work.
+pub const UNAVAILABLE_RETRY_S: u32 = 5;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $status:ident, $title:literal;)*) => {
+        /// Every kind of error, with the text programs may rely on.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            /// The stable text.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The HTTP status.
+            pub const fn status(self) -> StatusCode {
+                match self { $(Self::$name => StatusCode::$status,)* }
+            }
+
+            /// The kind of error in a few words.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The request is not valid HTTP for this API.
+    BadRequest = "bad_request", BAD_REQUEST, "The request cannot be read";
+    /// The body is not JSON.
+    InvalidJson = "invalid_json", BAD_REQUEST, "The body is not JSON";
+    /// The body is JSON of another shape.
+    InvalidBody = "invalid_body", UNPROCESSABLE_ENTITY, "The body has the wrong shape";
+    /// The content type is not JSON.
+    UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, "The content type is not JSON";
+    /// The body is over the limit.
+    BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";
+    /// A query parameter is unknown or malformed.
+    InvalidQuery = "invalid_query", BAD_REQUEST, "A query parameter is wrong";
+    /// The cursor is not one this API gave.
+    InvalidCursor = "invalid_cursor", BAD_REQUEST, "The cursor is wrong";
+    /// The id in the path is not one.
+    InvalidId = "invalid_id", BAD_REQUEST, "The id is wrong";
+    /// The target is no domain, address or CIDR block.
+    InvalidTarget = "invalid_target", UNPROCESSABLE_ENTITY, "The target is wrong";
+    /// The target is outside public address space.
+    NotPublic = "not_public", UNPROCESSABLE_ENTITY, "The target is not public address space";
+    /// Wildcards cannot be enforced yet.
+    WildcardUnsupported = "wildcard_unsupported", UNPROCESSABLE_ENTITY, "Wildcards cannot be enforced yet";
+    /// The ports are wrong.
+    InvalidPorts = "invalid_ports", UNPROCESSABLE_ENTITY, "The ports are wrong";
+    /// A text is too long.
+    TextTooLong = "text_too_long", UNPROCESSABLE_ENTITY, "A text is too long";
+    /// The time is malformed or past.
+    InvalidExpiry = "invalid_expires_at", UNPROCESSABLE_ENTITY, "The end time is wrong";
+    /// A name has other characters than allowed.
+    InvalidName = "invalid_name", UNPROCESSABLE_ENTITY, "The name is wrong";
+    /// The entry is protected.
+    Protected = "protected", CONFLICT, "The entry is protected";
+    /// The last admin token must stay.
+    LastAdmin = "last_admin", CONFLICT, "The last admin token must stay";
+    /// A token has this name.
+    TokenExists = "token_exists", CONFLICT, "The token exists";
+    /// Nothing is there.
+    NotFound = "not_found", NOT_FOUND, "Nothing is here";
+    /// The path has other methods.
+    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, "The method does not fit the path";
+    /// No valid token.
+    Unauthorized = "unauthorized", UNAUTHORIZED, "No valid token";
+    /// The role is too low.
+    Forbidden = "forbidden", FORBIDDEN, "The role is too low";
+    /// The request comes from another site's page.
+    BadOrigin = "bad_origin", FORBIDDEN, "The request comes from another site";
+    /// The feed is only spoken over TLS.
+    TlsRequired = "tls_required", FORBIDDEN, "TLS is required";
+    /// The path speaks WebSocket.
+    NotWebsocket = "not_websocket", BAD_REQUEST, "A WebSocket upgrade is needed";
+    /// The feed's subprotocol was not offered.
+    UnknownSubprotocol = "unknown_subprotocol", BAD_REQUEST, "The subprotocol is unknown";
+    /// The node has not recovered, or the cluster has no identity.
+    NotReady = "not_ready", SERVICE_UNAVAILABLE, "The node is not ready";
+    /// The node is being shut down.
+    Draining = "draining", SERVICE_UNAVAILABLE, "The node is being drained";
+    /// The node holds as many sessions as it may.
+    TooManySessions = "too_many_sessions", SERVICE_UNAVAILABLE, "Too many sessions";
+    /// No leader in reach.
+    NoQuorum = "no_quorum", SERVICE_UNAVAILABLE, "The cluster has no quorum";
+    /// The node takes no writes.
+    Unavailable = "unavailable", SERVICE_UNAVAILABLE, "The node takes no writes";
+    /// A write may or may not take effect.
+    OutcomeUnknown = "outcome_unknown", GATEWAY_TIMEOUT, "The outcome is unknown";
+    /// The request ran out of time.
+    DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, "The request ran out of time";
+    /// A fault of this program.
+    Internal = "internal", INTERNAL_SERVER_ERROR, "A fault of the server";
+}
+
+/// An error on its way to the client.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    code: Code,
+    detail: Cow<'static, str>,
+    retry_after_s: Option<u32>,
+}
+
+/// An error as the client reads it (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ProblemBody<'a> {
+    /// `urn:outputguard:problem:<code>`
+    #[serde(rename = "type")]
+    kind: String,
+    /// The kind of error in a few words.
+    title: &'a str,
+    /// The HTTP status.
+    status: u16,
+    /// What was wrong and what would be right.
+    detail: &'a str,
+    /// The kind of error for programs.
+    code: &'a str,
+    /// The request's id, also in the header `x-request-id` and in the server's log.
+    request_id: &'a str,
+}
+
+impl Problem {
+    /// An error of kind `code`; `detail` says what was wrong and what would be right.
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, detail: detail.into(), retry_after_s: None }
+    }
+
+    /// Tells the client when to come again.
+    #[must_use]
+    pub fn retry_after(self, seconds: u32) -> Self {
+        Self { retry_after_s: Some(seconds), ..self }
+    }
+
+    /// The kind of error.
+    pub const fn code(&self) -> Code {
+        self.code
+    }
+
+    /// For an answer that came without one: the closest kind for its status.
+    fn for_status(status: StatusCode) -> Self {
+        let (code, detail) = match status {
+            StatusCode::NOT_FOUND => (Code::NotFound, "no such path; GET /api/v1/openapi.json lists all"),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                (Code::MethodNotAllowed, "this path has other methods; the header `allow` lists them")
+            }
+            StatusCode::PAYLOAD_TOO_LARGE => (Code::BodyTooLarge, "the body is too large"),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                (Code::UnsupportedMediaType, "send `content-type: application/json`")
+            }
+            status if status.is_client_error() => (Code::BadRequest, "the request cannot be read"),
+            _ => (Code::Internal, "the server failed; its log has more under this request id"),
+        };
+        Self::new(code, detail)
+    }
+
+    fn write(&self, mut response: Response, request_id: &str) -> Response {
+        let code = self.code;
+        let body = ProblemBody {
+            kind: format!("urn:outputguard:problem:{}", code.as_str()),
+            title: code.title(),
+            status: code.status().as_u16(),
+            detail: &self.detail,
+            code: code.as_str(),
+            request_id,
+        };
+        // The shape has only texts and a number: it always serialises.
+        *response.body_mut() = Body::from(serde_json::to_vec(&body).unwrap_or_default());
+        *response.status_mut() = code.status();
+        let headers = response.headers_mut();
+        headers.remove(CONTENT_LENGTH);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if code == Code::Unauthorized {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"outputguard\""));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.code.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<WriteError> for Problem {
+    fn from(error: WriteError) -> Self {
+        match &error {
+            WriteError::NoQuorum(_) => Self::new(
+                Code::NoQuorum,
+                format!("{error}; nothing was written, the request may be sent again"),
+            )
+            .retry_after(NO_QUORUM_RETRY_S),
+            WriteError::Unknown(_) => Self::new(
+                Code::OutcomeUnknown,
+                format!("{error}; the write may or may not take effect: read before sending it again"),
+            ),
+            WriteError::Unavailable(_) => Self::new(Code::Unavailable, format!("{error}; ask another node"))
+                .retry_after(UNAVAILABLE_RETRY_S),
+        }
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        Self::new(Code::NoQuorum, format!("{error}; `?consistency=stale` reads what this node holds"))
+            .retry_after(NO_QUORUM_RETRY_S)
+    }
+}
+
+/// Middleware: writes the body of every error answer.
+pub(crate) async fn render(request: Request, next: Next) -> Response {
+    let id = request.extensions().get::<RequestId>().map(|id| id.header_value().clone());
+    let mut response = next.run(request).await;
+    let status = response.status();
+    let problem = match response.extensions_mut().remove::<Problem>() {
+        Some(problem) => problem,
+        None if !status.is_client_error() && !status.is_server_error() => return response,
+        // Health answers are JSON of their own shape.
+        None if is_json(&response) => return response,
+        None => Problem::for_status(status),
+    };
+    let id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    problem.write(response, id)
+}
+
+fn is_json(response: &Response) -> bool {
+    let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| kind.starts_with("application/json"))
+}

@@ -1,0 +1,163 @@
+//! API tokens. The text of a token is shown once, when it is made.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderName, StatusCode};
+use raft_store::command::{Command, Role, Token};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::AppState;
+use super::entries::now_ms;
+use super::entry_view::rfc3339;
+use super::input::{Body, Params, Segment};
+use super::problem::{Code, Problem, ProblemBody};
+use super::revision::{At, Consistency, ReadParams};
+use crate::auth::Admin;
+use crate::auth::token::{self, MAX_TOKEN_NAME_CHARS, role_name};
+
+/// What a token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RoleName {
+    /// Opens a gateway feed, nothing else.
+    Gateway,
+    /// Reads.
+    Viewer,
+    /// Adds and removes entries.
+    Editor,
+    /// Everything.
+    Admin,
+}
+
+/// A token to make.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddToken {
+    /// Names the caller in the audit log; letters, digits, `.`, `_`, `-`, at most 64.
+    #[schema(example = "gateway-1")]
+    name: String,
+    role: RoleName,
+}
+
+/// A new token. Its text cannot be read again.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NewToken {
+    name: String,
+    role: RoleName,
+    /// The secret.
+    token: String,
+}
+
+/// A token without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Token)]
+pub(super) struct TokenView {
+    name: String,
+    role: RoleName,
+    /// RFC 3339.
+    created_at: String,
+}
+
+/// All tokens, sorted by name.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TokenList {
+    tokens: Vec<TokenView>,
+}
+
+/// Lists tokens, without their secrets
+#[utoipa::path(get, path = "/api/v1/tokens", tag = "tokens", params(ReadParams), responses(
+    (status = 200, body = TokenList),
+    (status = 403, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn list(
+    State(app): State<AppState>,
+    _: Admin,
+    Params(params): Params<ReadParams>,
+) -> Result<At<Json<TokenList>>, Problem> {
+    let state = app.read(params.consistency).await?;
+    let tokens = state.tokens().values().map(|token| TokenView {
+        name: token.name.clone(),
+        role: token.role.into(),
+        created_at: rfc3339(token.created_at_ms),
+    });
+    Ok(At(state.revision(), Json(TokenList { tokens: tokens.collect() })))
+}
+
+/// Makes a token
+#[utoipa::path(post, path = "/api/v1/tokens", tag = "tokens", request_body = AddToken, responses(
+    (status = 201, body = NewToken, description = "Made; its text is shown only here"),
+    (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "The name is taken"),
+    (status = 422, body = ProblemBody, content_type = "application/problem+json")))]
+pub(super) async fn add(
+    State(app): State<AppState>,
+    Admin(caller): Admin,
+    Body(asked): Body<AddToken>,
+) -> Result<(StatusCode, [(HeaderName, &'static str); 1], At<Json<NewToken>>), Problem> {
+    check_name(&asked.name)?;
+    if app.read(Consistency::Linearizable).await?.tokens().contains_key(&asked.name) {
+        let detail = format!("a token named {} exists; remove it first, or take another name", asked.name);
+        return Err(Problem::new(Code::TokenExists, detail));
+    }
+    let role = Role::from(asked.role);
+    let secret = token::generate(role);
+    let stored = Token {
+        name: asked.name.clone(),
+        role,
+        sha256: token::sha256(secret.expose()),
+        created_at_ms: now_ms(),
+    };
+    let (revision, _) = app.write(&caller, Command::AddToken(stored)).await?;
+    tracing::info!(actor = %caller.name, token = %asked.name, role = role_name(role), "token made");
+    let answer = NewToken { name: asked.name, role: asked.role, token: secret.expose().to_owned() };
+    Ok((StatusCode::CREATED, [(CACHE_CONTROL, "no-store")], At(revision, Json(answer))))
+}
+
+/// Removes a token; feeds opened with it end
+#[utoipa::path(delete, path = "/api/v1/tokens/{name}", tag = "tokens",
+    params(("name" = String, Path, description = "The token's name")), responses(
+    (status = 204, description = "Removed"),
+    (status = 404, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "The last admin token")))]
+pub(super) async fn remove(
+    State(app): State<AppState>,
+    Admin(caller): Admin,
+    Segment(name): Segment,
+) -> Result<At<StatusCode>, Problem> {
+    check_name(&name)?;
+    let (revision, _) = app.write(&caller, Command::RemoveToken { name: name.clone() }).await?;
+    tracing::info!(actor = %caller.name, token = %name, "token removed");
+    Ok(At(revision, StatusCode::NO_CONTENT))
+}
+
+fn check_name(name: &str) -> Result<(), Problem> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.chars().count() > MAX_TOKEN_NAME_CHARS || !name.chars().all(legal) {
+        let detail =
+            format!("a token's name has 1 to {MAX_TOKEN_NAME_CHARS} letters, digits, `.`, `_` or `-`");
+        return Err(Problem::new(Code::InvalidName, detail));
+    }
+    Ok(())
+}
+
+impl From<Role> for RoleName {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Gateway => Self::Gateway,
+            Role::Viewer => Self::Viewer,
+            Role::Editor => Self::Editor,
+            Role::Admin => Self::Admin,
+        }
+    }
+}
+
+impl From<RoleName> for Role {
+    fn from(role: RoleName) -> Self {
+        match role {
+            RoleName::Gateway => Self::Gateway,
+            RoleName::Viewer => Self::Viewer,
+            RoleName::Editor => Self::Editor,
+            RoleName::Admin => Self::Admin,
+        }
+    }
+}
