@@ -9,6 +9,7 @@ use std::sync::Arc;
 use allowlist::class::check_address;
 use allowlist::{Change, DomainName, Element, Entry, EntryId, Ports, Published, Revision, Target};
 use ipnet::IpNet;
+use uuid::Uuid;
 
 use crate::command::{
     Batch, BatchReply, Command, CommandRefusal, EntryUpdate, NewEntry, Origin, Reply, ResolutionUpdate, Role,
@@ -26,6 +27,39 @@ impl State {
         let Step { events, touched, .. } = step;
         let change = net_change(revision, &touched, &self.published);
         (AppliedBatch { revision, at_ms: batch.at_ms, events, change }, BatchReply { revision, replies })
+    }
+
+    /// Builds a state from its parts, as a checkpoint or snapshot holds them.
+    ///
+    /// # Errors
+    /// A sentence when the parts do not fit together.
+    pub(crate) fn restore(
+        cluster: Option<Uuid>,
+        revision: Revision,
+        resolutions: Vec<(DomainName, Resolution)>,
+        tokens: Vec<Token>,
+        entries: Vec<Entry>,
+    ) -> Result<Self, String> {
+        let mut state = Self { cluster, revision, ..Self::default() };
+        state.resolutions = resolutions.into_iter().map(|(name, known)| (name, Arc::new(known))).collect();
+        state.tokens = tokens.into_iter().map(|token| (token.name.clone(), token)).collect();
+        for entry in entries {
+            if state.entries.contains_key(&entry.id)
+                || state.entry_by_key(&entry.target, &entry.ports).is_some()
+            {
+                return Err(format!("entry {} ({}) is there twice", entry.id, entry.target));
+            }
+            if let Target::Domain(domain) = &entry.target
+                && !state.resolutions.contains_key(domain)
+            {
+                return Err(format!("entry {} names {domain}, which has no resolution", entry.id));
+            }
+            state.link(Arc::new(entry), |_| {});
+        }
+        match state.resolutions.keys().find(|domain| state.entries_of(domain).next().is_none()) {
+            Some(domain) => Err(format!("no entry names {domain}, which has a resolution")),
+            None => Ok(state),
+        }
     }
 
     /// Takes note of a log entry without operations (raft's own: blank, membership).

@@ -13,14 +13,29 @@
 //! fsynced log; a damaged file is read as an empty one.
 
 mod apply;
+pub mod codec;
 pub mod command;
+mod data_dir;
+mod durable;
+mod error;
+mod fatal;
+mod identity;
+mod layout;
+pub mod log;
+pub mod machine;
 pub mod reader;
 pub mod snapshot;
 pub mod state;
+pub mod store;
 pub mod types;
 
 pub use command::{Batch, BatchReply, Command, Operation, Reply};
+pub use error::OpenError;
+pub use fatal::{EXIT_DISK_FAILED, FatalHook};
+pub use log::{LogSize, LogStore};
+pub use machine::StateMachine;
 pub use reader::StateReader;
-pub use snapshot::SnapshotFile;
+pub use snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};
 pub use state::{AppliedBatch, State};
+pub use store::{Store, StoreOptions};
 pub use types::{NodeInfo, TypeConfig};

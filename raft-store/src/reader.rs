@@ -8,8 +8,10 @@ use tokio::sync::watch;
 
 use crate::state::{AppliedBatch, State};
 
-/// How many applied batches with events a node keeps for feeds that resume.
+/// How many applied batches with events a node keeps for feeds that resume, at most …
 pub const HISTORY_BATCHES: usize = 100_000;
+/// … and how many events and element changes in them: a batch of a thousand operations is not a small thing.
+pub const HISTORY_CHANGES: usize = 1_000_000;
 
 /// A cheap handle on the applied state of this node. Clones see the same state.
 #[derive(Debug, Clone)]
@@ -35,6 +37,8 @@ struct Current {
     state: Arc<State>,
     /// Batches with at least one event, oldest first.
     history: VecDeque<Arc<AppliedBatch>>,
+    /// Events and element changes in `history`.
+    changes: usize,
     /// Every batch after this revision is in `history`.
     history_after: Revision,
 }
@@ -55,7 +59,7 @@ pub struct Gap {
 pub fn channel(state: State) -> (StatePublisher, StateReader) {
     let (sender, receiver) = watch::channel(state.revision());
     let history_after = state.revision();
-    let current = Current { state: Arc::new(state), history: VecDeque::new(), history_after };
+    let current = Current { state: Arc::new(state), history: VecDeque::new(), changes: 0, history_after };
     let shared = Arc::new(Shared { current: RwLock::new(current) });
     (
         StatePublisher { shared: Arc::clone(&shared), revision: sender },
@@ -71,12 +75,13 @@ impl StatePublisher {
             let mut current = self.shared.current.write().unwrap_or_else(PoisonError::into_inner);
             current.state = Arc::new(state);
             for batch in applied.into_iter().filter(|batch| !batch.events.is_empty()) {
-                if current.history.len() == HISTORY_BATCHES
-                    && let Some(oldest) = current.history.pop_front()
-                {
+                current.changes += weight(&batch);
+                current.history.push_back(Arc::new(batch));
+                while current.history.len() > HISTORY_BATCHES || current.changes > HISTORY_CHANGES {
+                    let Some(oldest) = current.history.pop_front() else { break };
+                    current.changes -= weight(&oldest);
                     current.history_after = oldest.revision;
                 }
-                current.history.push_back(Arc::new(batch));
             }
         }
         self.revision.send_replace(revision);
@@ -88,11 +93,16 @@ impl StatePublisher {
         {
             let mut current = self.shared.current.write().unwrap_or_else(PoisonError::into_inner);
             current.history.clear();
+            current.changes = 0;
             current.history_after = revision;
             current.state = Arc::new(state);
         }
         self.revision.send_replace(revision);
     }
+}
+
+fn weight(batch: &AppliedBatch) -> usize {
+    batch.events.len() + batch.change.len()
 }
 
 impl StateReader {

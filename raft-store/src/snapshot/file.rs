@@ -13,6 +13,23 @@ pub struct SnapshotFile {
     file: Arc<File>,
     path: PathBuf,
     len: u64,
+    /// Set for a file that has no name of its own yet.
+    _temporary: Option<Arc<Temporary>>,
+}
+
+/// Removes a file when the last handle goes, unless it was given another name by then.
+#[derive(Debug)]
+pub(super) struct Temporary(pub(super) PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        match std::fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %self.0.display(), "remove an unused snapshot");
+            }
+            _ => {}
+        }
+    }
 }
 
 impl SnapshotFile {
@@ -23,7 +40,16 @@ impl SnapshotFile {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
-        Ok(Self { file: Arc::new(file), path: path.to_owned(), len })
+        Ok(Self { file: Arc::new(file), path: path.to_owned(), len, _temporary: None })
+    }
+
+    pub(super) fn open_temporary(temporary: Arc<Temporary>) -> io::Result<Self> {
+        let opened = Self::open(&temporary.0)?;
+        Ok(Self { _temporary: Some(temporary), ..opened })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Where it is (or was).

@@ -1,5 +1,154 @@
-//! Whole states in files.
+//! Whole states in files: the ones this node built, and the ones it got from a leader. The newest two are kept.
+//!
+//! A file gets its name only when it is complete and on disk, so every file with a snapshot's name is one, unless the
+//! disk damaged it later; the SHA-256 at its end tells.
 
 mod file;
+pub(crate) mod format;
+mod incoming;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::durable;
+use crate::error::OpenError;
+use crate::reader::StateReader;
+use crate::state::State;
+use crate::types::{LogId, Snapshot, SnapshotMeta, StoredMembership};
 
 pub use file::SnapshotFile;
+pub use incoming::{IncomingSnapshot, MAX_SNAPSHOT_BYTES};
+
+const DIR_NAME: &str = "snapshots";
+const SUFFIX: &str = ".snapshot";
+const PART_SUFFIX: &str = ".part";
+/// The newest and the one before: if the newest cannot be read, the log still reaches back to the other.
+const KEPT: usize = 2;
+
+/// A state and where in the log it stands.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Content {
+    pub(crate) state: State,
+    pub(crate) applied: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+}
+
+impl Content {
+    pub(crate) fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
+    }
+}
+
+/// The snapshots of this node. Clones are handles on the same directory.
+#[derive(Debug, Clone)]
+pub struct Snapshots {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    newest: Mutex<Option<Snapshot>>,
+    parts: AtomicU64,
+}
+
+impl Snapshots {
+    /// Opens the directory in `data_dir`, removes what was not finished and finds the newest valid file.
+    pub(crate) fn open(data_dir: &Path) -> Result<Self, OpenError> {
+        let dir = data_dir.join(DIR_NAME);
+        durable::create_dir(&dir).map_err(OpenError::at(&dir))?;
+        let mut newest = None;
+        for path in sorted_files(&dir, SUFFIX).map_err(OpenError::at(&dir))?.into_iter().rev() {
+            match open_verified(&path) {
+                Ok(snapshot) => {
+                    newest = Some(snapshot);
+                    break;
+                }
+                Err(error) => {
+                    let aside = path.with_extension("damaged");
+                    tracing::error!(%error, path = %path.display(), aside = %aside.display(), "set a damaged snapshot aside");
+                    fs::rename(&path, &aside).map_err(OpenError::at(&path))?;
+                }
+            }
+        }
+        for part in sorted_files(&dir, PART_SUFFIX).map_err(OpenError::at(&dir))? {
+            fs::remove_file(&part).map_err(OpenError::at(&part))?;
+        }
+        Ok(Self { shared: Arc::new(Shared { dir, newest: Mutex::new(newest), parts: AtomicU64::new(0) }) })
+    }
+
+    /// The newest one.
+    pub fn newest(&self) -> Option<Snapshot> {
+        self.shared.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A place to write a snapshot to that arrives from a peer. `reader` tells which cluster this node is in.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn receive(&self, reader: &StateReader) -> io::Result<IncomingSnapshot> {
+        IncomingSnapshot::create(&self.new_part(), reader.state().cluster())
+    }
+
+    /// Writes `content` and makes it the newest. Blocks.
+    pub(crate) fn build(&self, content: &Content) -> io::Result<Snapshot> {
+        let part = self.new_part();
+        format::write(&part, content).inspect_err(|_| drop(fs::remove_file(&part)))?;
+        self.adopt(&part, content.meta())
+    }
+
+    /// Gives a complete, verified file its name and makes it the newest. Blocks.
+    pub(crate) fn adopt(&self, path: &Path, meta: SnapshotMeta) -> io::Result<Snapshot> {
+        let named = self.shared.dir.join(file_name(meta.last_log_id));
+        if path != named {
+            durable::rename(path, &named)?;
+        }
+        let snapshot = Snapshot { meta, snapshot: SnapshotFile::open(&named)? };
+        *self.shared.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot.clone());
+        self.prune();
+        Ok(snapshot)
+    }
+
+    fn prune(&self) {
+        let pruned = sorted_files(&self.shared.dir, SUFFIX)
+            .and_then(|files| files.iter().rev().skip(KEPT).try_for_each(fs::remove_file));
+        if let Err(error) = pruned {
+            tracing::warn!(%error, dir = %self.shared.dir.display(), "remove old snapshots");
+        }
+    }
+
+    fn new_part(&self) -> PathBuf {
+        let number = self.shared.parts.fetch_add(1, Ordering::Relaxed);
+        self.shared.dir.join(format!("{number}{PART_SUFFIX}"))
+    }
+}
+
+fn open_verified(path: &Path) -> io::Result<Snapshot> {
+    let file = SnapshotFile::open(path)?;
+    let header = format::verify(file.file())?;
+    let meta = SnapshotMeta { last_log_id: header.last_log_id, last_membership: header.membership };
+    Ok(Snapshot { meta, snapshot: file })
+}
+
+/// Sorts by index.
+fn file_name(last: Option<LogId>) -> String {
+    match last {
+        Some(id) => format!("{:020}-{}-{}{SUFFIX}", id.index, id.leader_id.term, id.leader_id.node_id),
+        None => format!("empty{SUFFIX}"),
+    }
+}
+
+fn sorted_files(dir: &Path, suffix: &str) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for file in fs::read_dir(dir)? {
+        let path = file?.path();
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(suffix)) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}

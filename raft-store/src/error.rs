@@ -1,0 +1,79 @@
+//! Why a data directory could not be opened, in words that say what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+/// What the operator has to do when a node's own copy is beyond use. Starting empty under the same id instead could
+/// elect a leader without acknowledged writes.
+pub(crate) const REJOIN: &str = "this node's copy cannot be used; stop it, move its data directory away, remove the node from \
+the cluster and start it again with an empty directory: it joins with a new id and gets everything from its peers";
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory or a file in it cannot be read or written.
+    #[error("open data directory {path}: {source}")]
+    Directory {
+        /// What was touched.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// Another process has it open.
+    #[error("data directory {path} is in use by another process; stop that one first")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A newer program wrote it.
+    #[error(
+        "data in {path} has version {found}, this program knows versions up to {known}; use the newer program"
+    )]
+    NewerVersion {
+        /// The file or directory.
+        path: PathBuf,
+        /// The version found.
+        found: u32,
+        /// The newest version this build reads.
+        known: u32,
+    },
+    /// The identity file is damaged, or missing beside data that belongs to one.
+    #[error("identity file {path}: {reason}; {REJOIN}")]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The write-ahead log is damaged or incomplete. Nothing was changed on disk.
+    #[error("write-ahead log {path}: {reason}; {REJOIN}")]
+    Log {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Neither checkpoint nor snapshot reach far enough for the log to continue from.
+    #[error("state in {path}: {reason}; {REJOIN}")]
+    State {
+        /// The data directory.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+}
+
+impl OpenError {
+    /// True when the data is beyond use and the node must join again with an empty directory.
+    pub fn needs_rejoin(&self) -> bool {
+        match self {
+            Self::Directory { .. } | Self::Locked { .. } | Self::NewerVersion { .. } => false,
+            Self::Identity { .. } | Self::Log { .. } | Self::State { .. } => true,
+        }
+    }
+
+    pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Directory { path, source }
+    }
+}

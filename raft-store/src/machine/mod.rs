@@ -1,0 +1,193 @@
+//! openraft's state machine: applies committed entries to the state in memory, shows the result to readers, answers,
+//! and lets the [`checkpoint`] follow.
+
+pub(crate) mod checkpoint;
+pub(crate) mod database;
+pub(crate) mod recover;
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, RaftSnapshotBuilder};
+
+use crate::command::BatchReply;
+use crate::data_dir::DataDir;
+use crate::fatal::FatalHook;
+use crate::reader::StatePublisher;
+use crate::snapshot::{Content, SnapshotFile, Snapshots, format};
+use crate::state::AppliedBatch;
+use crate::types::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use checkpoint::Checkpointer;
+use database::Dirty;
+
+/// Entries taken from openraft at once, if so many are ready.
+const READY_ENTRIES: usize = 256;
+/// After so many operations readers get to see the state and other tasks get their turn.
+const STEP_OPERATIONS: usize = 2_000;
+
+/// The applied state of this node.
+#[derive(Debug)]
+pub struct StateMachine {
+    content: Content,
+    publisher: StatePublisher,
+    checkpointer: Checkpointer,
+    snapshots: Snapshots,
+    fatal: FatalHook,
+    /// Keeps other processes out as long as the state is open.
+    _dir: Arc<DataDir>,
+}
+
+/// Builds a snapshot of the state as it was when the builder was made.
+#[derive(Debug)]
+pub struct SnapshotBuilder {
+    content: Content,
+    snapshots: Snapshots,
+}
+
+/// Entries applied and not yet shown.
+#[derive(Default)]
+struct Step {
+    applied: Vec<AppliedBatch>,
+    dirty: Dirty,
+    replies: Vec<(ApplyResponder<TypeConfig>, BatchReply)>,
+    operations: usize,
+    entries: usize,
+}
+
+impl StateMachine {
+    pub(crate) fn new(
+        content: Content,
+        publisher: StatePublisher,
+        checkpointer: Checkpointer,
+        snapshots: Snapshots,
+        fatal: FatalHook,
+        dir: Arc<DataDir>,
+    ) -> Self {
+        Self { content, publisher, checkpointer, snapshots, fatal, _dir: dir }
+    }
+
+    fn apply_entry(&mut self, step: &mut Step, entry: Entry, responder: Option<ApplyResponder<TypeConfig>>) {
+        let Entry { log_id, payload } = entry;
+        let reply = match payload {
+            EntryPayload::Normal(batch) => {
+                let (applied, reply) = self.content.state.apply(log_id.index, &batch);
+                applied.events.iter().for_each(|event| step.dirty.note(&event.kind));
+                step.operations += batch.operations.len();
+                step.applied.push(applied);
+                reply
+            }
+            EntryPayload::Membership(membership) => {
+                self.content.membership = StoredMembership::new(Some(log_id), membership);
+                self.pass(log_id)
+            }
+            EntryPayload::Blank => self.pass(log_id),
+        };
+        self.content.applied = Some(log_id);
+        step.entries += 1;
+        step.replies.extend(responder.map(|responder| (responder, reply)));
+    }
+
+    fn pass(&mut self, log_id: LogId) -> BatchReply {
+        self.content.state.pass(log_id.index);
+        BatchReply { revision: log_id.index, replies: Vec::new() }
+    }
+
+    /// Shows what was applied, then answers: who got an answer finds it in the state.
+    fn show(&mut self, step: &mut Step) {
+        let Step { applied, dirty, replies, entries, .. } = std::mem::take(step);
+        if entries == 0 {
+            return;
+        }
+        self.publisher.publish(self.content.state.clone(), applied);
+        self.checkpointer.note(self.content.clone(), dirty);
+        for (responder, reply) in replies {
+            responder.send(reply);
+        }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.content.applied, self.content.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + Send,
+    {
+        let mut ready = entries.ready_chunks(READY_ENTRIES);
+        let mut step = Step::default();
+        while let Some(entries) = ready.next().await {
+            for item in entries {
+                match item {
+                    Ok((entry, responder)) => self.apply_entry(&mut step, entry, responder),
+                    Err(error) => {
+                        self.show(&mut step);
+                        return Err(error);
+                    }
+                }
+                if step.operations >= STEP_OPERATIONS {
+                    self.show(&mut step);
+                    tokio::task::yield_now().await;
+                }
+            }
+            self.show(&mut step);
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder { content: self.content.clone(), snapshots: self.snapshots.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
+        let (snapshots, replacement, meta) =
+            (self.snapshots.clone(), self.checkpointer.replacement(), meta.clone());
+        let ours = self.content.state.cluster();
+        let installed = tokio::task::spawn_blocking(move || {
+            let content = format::read(snapshot.file())?;
+            let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+            if content.meta() != meta {
+                return Err(invalid(format!("the snapshot is {}, not {meta}", content.meta())));
+            }
+            if let (Some(ours), Some(theirs)) = (ours, content.state.cluster())
+                && ours != theirs
+            {
+                return Err(invalid(format!(
+                    "the snapshot is of cluster {theirs}, this node belongs to {ours}"
+                )));
+            }
+            // First the file, then the checkpoint: whatever is found after a crash between them reaches far enough.
+            snapshots.adopt(snapshot.path(), meta)?;
+            replacement.replace(&content).map_err(io::Error::other)?;
+            Ok(content)
+        });
+        let content = installed.await.map_err(io::Error::other)?.inspect_err(|error| {
+            if error.kind() != io::ErrorKind::InvalidData {
+                self.fatal.call(&format!("install a snapshot: {error}"));
+            }
+        })?;
+        self.content = content;
+        self.publisher.replace(self.content.state.clone());
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        Ok(self.snapshots.newest())
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotFile;
+
+    /// Off the async threads, from a version of the state of its own: writes go on meanwhile.
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
+        tokio::task::spawn_blocking(move || snapshots.build(&content)).await.map_err(io::Error::other)?
+    }
+}

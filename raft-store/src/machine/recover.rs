@@ -1,0 +1,117 @@
+//! Finding the newest state on disk that the log can go on from: the checkpoint, else a snapshot. A checkpoint that
+//! cannot be read is set aside and rebuilt; a state that cannot be rebuilt is an error that says so, never an empty
+//! state.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::database::{self, Database, LoadError};
+use crate::durable;
+use crate::error::OpenError;
+use crate::layout::DATA_VERSION;
+use crate::log::LogEnds;
+use crate::snapshot::{Content, Snapshots, format};
+use crate::types::LogId;
+
+const DIR_NAME: &str = "db";
+
+/// Where the generations of the checkpoint are.
+pub(crate) fn root(data_dir: &Path) -> PathBuf {
+    data_dir.join(DIR_NAME)
+}
+
+/// The state to start from, and an open checkpoint that holds exactly it.
+pub(crate) fn recover(
+    data_dir: &Path,
+    log: LogEnds,
+    snapshots: &Snapshots,
+) -> Result<(Database, Content), OpenError> {
+    let root = root(data_dir);
+    durable::create_dir(&root).map_err(OpenError::at(&root))?;
+    let checkpoint = newest_checkpoint(&root)?;
+    let applied = checkpoint.as_ref().and_then(|(_, content)| content.applied);
+    let lost = |reason: String| OpenError::State { path: data_dir.to_owned(), reason };
+
+    let newest = snapshots.newest();
+    let reaches = newest.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
+    if applied > log.last.max(reaches) {
+        return Err(lost(format!(
+            "the checkpoint reaches to {}, the log ends at {}: acknowledged entries are missing from the log",
+            show(applied),
+            show(log.last)
+        )));
+    }
+    let (database, content) = match (checkpoint, newest) {
+        (Some((database, content)), None) => (Some(database), content),
+        (Some((database, content)), Some(_)) if reaches <= applied => (Some(database), content),
+        (_, Some(snapshot)) => {
+            let content = format::read(snapshot.snapshot.file())
+                .map_err(|error| lost(format!("read {}: {error}", snapshot.snapshot.path().display())))?;
+            tracing::info!(applied = show(content.applied), "state taken from the newest snapshot");
+            (None, content)
+        }
+        (None, None) => (None, Content::default()),
+    };
+    let next_needed = content.applied.map_or(0, |id| id.index + 1);
+    if let Some(purged) = log.purged
+        && purged.index >= next_needed
+    {
+        return Err(lost(format!(
+            "the log begins after entry {}, but the newest readable state ends at {}",
+            purged.index,
+            show(content.applied)
+        )));
+    }
+    let database = match database {
+        Some(database) => database,
+        None => Database::create(&root, &content)
+            .map_err(|reason| lost(format!("write the checkpoint: {reason}")))?,
+    };
+    remove_others(&root, database.dir());
+    Ok((database, content))
+}
+
+/// The newest generation that can be read. Those that cannot are set aside.
+fn newest_checkpoint(root: &Path) -> Result<Option<(Database, Content)>, OpenError> {
+    for (_, dir) in database::generations(root).map_err(OpenError::at(root))?.into_iter().rev() {
+        if !database::is_complete(&dir).map_err(OpenError::at(&dir))? {
+            fs::remove_dir_all(&dir).map_err(OpenError::at(&dir))?;
+            continue;
+        }
+        match Database::load(&dir) {
+            Ok(loaded) => return Ok(Some(loaded)),
+            Err(LoadError::NewerVersion(found)) => {
+                return Err(OpenError::NewerVersion { path: dir, found, known: DATA_VERSION });
+            }
+            Err(LoadError::Damaged(reason)) => {
+                let aside = dir.with_extension("damaged");
+                if aside.try_exists().map_err(OpenError::at(&aside))? {
+                    fs::remove_dir_all(&aside).map_err(OpenError::at(&aside))?;
+                }
+                tracing::error!(
+                    reason,
+                    dir = %dir.display(),
+                    aside = %aside.display(),
+                    "the checkpoint cannot be read: set aside, rebuilding it from snapshot and log"
+                );
+                durable::rename(&dir, &aside).map_err(OpenError::at(&dir))?;
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Older generations.
+fn remove_others(root: &Path, current: &Path) {
+    let others =
+        database::generations(root).unwrap_or_default().into_iter().filter(|(_, dir)| dir != current);
+    for (_, dir) in others {
+        if let Err(error) = fs::remove_dir_all(&dir) {
+            tracing::warn!(%error, dir = %dir.display(), "remove an old checkpoint");
+        }
+    }
+}
+
+fn show(id: Option<LogId>) -> String {
+    id.map_or_else(|| "nothing".to_owned(), |id| format!("entry {}", id.index))
+}

@@ -1,0 +1,91 @@
+//! Opening everything that is in one data directory.
+//!
+//! ```text
+//! lock         held while open
+//! identity     the node's id
+//! log-end      mark of the log's newest file
+//! log/         write-ahead log: entries, vote, committed
+//! db/<n>/      checkpoint of the state (sled), newest generation
+//! snapshots/   whole states
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::data_dir::DataDir;
+use crate::error::OpenError;
+use crate::fatal::FatalHook;
+use crate::identity;
+use crate::log::LogStore;
+use crate::machine::checkpoint::Checkpointer;
+use crate::machine::{StateMachine, recover};
+use crate::reader::{self, StateReader};
+use crate::snapshot::Snapshots;
+use crate::types::NodeId;
+
+/// What the store needs to be told.
+#[derive(Debug, Clone, Default)]
+pub struct StoreOptions {
+    /// A random number, used as the node's id when the directory has none yet.
+    pub new_id: NodeId,
+    /// Called when the disk fails. The default ends the process.
+    pub on_fatal: FatalHook,
+}
+
+/// An open data directory, ready for `openraft::Raft::new`.
+#[derive(Debug)]
+pub struct Store {
+    /// The node's id.
+    pub id: NodeId,
+    /// Log and vote.
+    pub log: LogStore,
+    /// The applied state.
+    pub machine: StateMachine,
+    /// Snapshot files, for the network to receive into.
+    pub snapshots: Snapshots,
+    /// What the rest of the server reads.
+    pub reader: StateReader,
+    /// True when this node has never voted, logged or applied anything: it may found a cluster or join one.
+    pub pristine: bool,
+}
+
+impl Store {
+    /// Opens the data directory `dir`, which is created when it is missing.
+    ///
+    /// # Errors
+    /// [`OpenError`], which says what to do.
+    pub async fn open(dir: &Path, options: StoreOptions) -> Result<Self, OpenError> {
+        let dir = dir.to_owned();
+        let at = dir.clone();
+        let opened = tokio::task::spawn_blocking(move || open_blocking(&dir, options)).await;
+        opened.map_err(|error| OpenError::at(at)(std::io::Error::other(error)))?
+    }
+}
+
+fn open_blocking(dir: &Path, options: StoreOptions) -> Result<Store, OpenError> {
+    let StoreOptions { new_id, on_fatal } = options;
+    let lock = Arc::new(DataDir::lock(dir)?);
+    let known_id = identity::read(dir)?;
+    let log = LogStore::open(dir, known_id, Arc::clone(&lock), on_fatal.clone())?;
+    let ends = log.ends();
+    let snapshots = Snapshots::open(dir)?;
+    let (database, content) = recover::recover(dir, ends, &snapshots)?;
+    let pristine = !ends.has_vote && ends.last.is_none() && content.applied.is_none();
+    let id = match known_id {
+        Some(id) => id,
+        None if !pristine => {
+            let reason = "it is missing, but the directory holds a node's log".to_owned();
+            return Err(OpenError::Identity { path: dir.to_owned(), reason });
+        }
+        None => {
+            // Last, so that a crash before it leaves a directory that is simply begun again.
+            identity::write(dir, new_id)?;
+            new_id
+        }
+    };
+    let checkpointer = Checkpointer::start(&recover::root(dir), database, log.flushed(), on_fatal.clone())
+        .map_err(OpenError::at(dir))?;
+    let (publisher, reader) = reader::channel(content.state.clone());
+    let machine = StateMachine::new(content, publisher, checkpointer, snapshots.clone(), on_fatal, lock);
+    Ok(Store { id, log, machine, snapshots, reader, pristine })
+}
