@@ -159,9 +159,9 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_answer_that_never_comes_becomes_a_problem() {
-        let response = within(REQUEST_DEADLINE, std::future::pending()).await;
+        let response = within(Duration::from_millis(1), std::future::pending()).await;
         assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(response.extensions().get::<Problem>().map(Problem::code), Some(Code::DeadlineExceeded));
     }
