@@ -16,12 +16,20 @@ use allowlist::feed::RefusedElement;
 use allowlist::{Change, Element};
 
 mod admit;
+mod chains;
 pub mod dry_run;
 pub mod fake;
+mod host;
+mod ipset;
+pub mod kernel;
 mod layout;
+mod ledger;
 mod rules;
+mod sets;
 
 pub use dry_run::{DryRunFirewall, Plan};
+pub use host::check_host;
+pub use kernel::KernelFirewall;
 pub use layout::KernelOptions;
 
 /// A firewall that holds a set of elements.

@@ -1,0 +1,394 @@
+//! What drivers ask of the kernel's sets.
+
+use std::collections::BTreeMap;
+
+use super::message::{
+    Answer, Batch, Command, Counters, Listing, Request, nfproto, read_header, read_members, read_name,
+    read_protocol, read_revision,
+};
+use super::socket::{ExchangeError, Socket, Take};
+use super::{IpsetError, describe};
+use crate::firewall::layout::{Family, Member, Scope};
+
+/// The newest protocol this client speaks (`IPSET_PROTOCOL`).
+const OUR_PROTOCOL: u8 = 7;
+/// The oldest (`IPSET_PROTOCOL_MIN`).
+const OLDEST_PROTOCOL: u8 = 6;
+/// How often a request is sent again when its answers were lost. Every request may run twice.
+const MAX_ATTEMPTS: usize = 5;
+
+/// A connection to the sets of one network namespace.
+pub(in crate::firewall) struct Client {
+    socket: Socket,
+    protocol: u8,
+    revisions: [[u8; 2]; 2],
+}
+
+/// What a set is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::firewall) struct SetHeader {
+    /// The kernel's name of its type.
+    pub(in crate::firewall) kind: String,
+    family: u8,
+    /// Members it has room for.
+    pub(in crate::firewall) capacity: u32,
+    counts: bool,
+}
+
+impl SetHeader {
+    /// True when a set made by [`Client::create`] for `scope` and `family` would look like this.
+    pub(in crate::firewall) fn fits(&self, scope: Scope, family: Family) -> bool {
+        self.kind == scope.kernel_type() && self.family == nfproto(family) && self.counts
+    }
+}
+
+/// A member the kernel did not take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::firewall) struct RefusedMember {
+    pub(in crate::firewall) member: Member,
+    pub(in crate::firewall) reason: String,
+}
+
+impl Client {
+    /// Opens a socket in the thread's network namespace and asks the kernel what it can do.
+    pub(in crate::firewall) fn connect() -> Result<Self, IpsetError> {
+        let socket = Socket::open().map_err(|source| IpsetError::Socket {
+            action: "open a netlink socket to netfilter".into(),
+            source,
+        })?;
+        let mut client = Self { socket, protocol: OUR_PROTOCOL, revisions: [[0; 2]; 2] };
+        let spoken =
+            client.ask("ask for the ipset protocol", || Request::protocol(OUR_PROTOCOL), read_protocol)?;
+        client.protocol = spoken.clamp(OLDEST_PROTOCOL, OUR_PROTOCOL);
+        for scope in [Scope::Prefix, Scope::Port] {
+            for family in Family::BOTH {
+                let action = format!("ask for the ipset type {} ({family})", scope.kernel_type());
+                let protocol = client.protocol;
+                let request = || Request::set_type(protocol, scope, family);
+                client.revisions[scope as usize][family as usize] =
+                    client.ask(&action, request, read_revision)?;
+            }
+        }
+        Ok(client)
+    }
+
+    /// The names of all sets.
+    pub(in crate::firewall) fn names(&mut self) -> Result<Vec<String>, IpsetError> {
+        let protocol = self.protocol;
+        let mut names = Vec::new();
+        self.run(
+            "list ipsets",
+            || Request::list(protocol, None, Listing::Names),
+            &mut names,
+            |names, answer| {
+                names.extend(read_name(answer).map(str::to_owned));
+                Ok(())
+            },
+        )?;
+        Ok(names)
+    }
+
+    /// What the set is; `None` when there is no such set.
+    pub(in crate::firewall) fn header(&mut self, name: &str) -> Result<Option<SetHeader>, IpsetError> {
+        let protocol = self.protocol;
+        let mut found = None;
+        let request = || Request::list(protocol, Some(name), Listing::Header);
+        let listed =
+            self.run(&format!("read header of ipset {name}"), request, &mut found, |found, answer| {
+                if let Some((kind, family, capacity, counts)) = read_header(answer) {
+                    *found = Some(SetHeader { kind: kind.to_owned(), family, capacity, counts });
+                }
+                Ok(())
+            });
+        match listed {
+            Ok(()) => Ok(found),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a set with counters and room for `size` members, its table as wide as that, so that it never stalls to grow.
+    pub(in crate::firewall) fn create(
+        &mut self,
+        name: &str,
+        scope: Scope,
+        family: Family,
+        size: u32,
+    ) -> Result<(), IpsetError> {
+        let protocol = self.protocol;
+        let revision = self.revisions[scope as usize][family as usize];
+        let request = || Request::create(protocol, name, scope, family, revision, size);
+        self.order(&format!("create ipset {name}"), request)
+    }
+
+    /// Removes a set.
+    pub(in crate::firewall) fn destroy(&mut self, name: &str) -> Result<(), IpsetError> {
+        let protocol = self.protocol;
+        self.order(&format!("destroy ipset {name}"), || Request::destroy(protocol, name))
+    }
+
+    /// Exchanges two sets under the rules that refer to them.
+    pub(in crate::firewall) fn swap(&mut self, first: &str, second: &str) -> Result<(), IpsetError> {
+        let protocol = self.protocol;
+        self.order(&format!("swap ipsets {first} and {second}"), || Request::swap(protocol, first, second))
+    }
+
+    /// Every member with its counters.
+    pub(in crate::firewall) fn dump(
+        &mut self,
+        name: &str,
+        scope: Scope,
+    ) -> Result<BTreeMap<Member, Counters>, IpsetError> {
+        let protocol = self.protocol;
+        let mut members = Vec::new();
+        let request = || Request::list(protocol, Some(name), Listing::Members);
+        self.run(&format!("read ipset {name}"), request, &mut members, |members, answer| {
+            read_members(answer, scope, members)
+        })?;
+        Ok(members.into_iter().collect())
+    }
+
+    /// Adds members that may be there already; what is there keeps its counters. Returns those that were refused.
+    pub(in crate::firewall) fn add<'a>(
+        &mut self,
+        name: &str,
+        members: impl IntoIterator<Item = &'a Member>,
+    ) -> Result<Vec<RefusedMember>, IpsetError> {
+        let members: Vec<_> = members.into_iter().map(|member| (*member, None)).collect();
+        self.batches(Command::Add, name, &members)
+    }
+
+    /// Adds members with these counters, overwriting those of members that are there.
+    pub(in crate::firewall) fn add_counted<'a>(
+        &mut self,
+        name: &str,
+        members: impl IntoIterator<Item = (&'a Member, &'a Counters)>,
+    ) -> Result<Vec<RefusedMember>, IpsetError> {
+        let members: Vec<_> =
+            members.into_iter().map(|(member, counters)| (*member, Some(*counters))).collect();
+        self.batches(Command::Add, name, &members)
+    }
+
+    /// Deletes members that may be gone already. Returns those that were refused.
+    pub(in crate::firewall) fn delete<'a>(
+        &mut self,
+        name: &str,
+        members: impl IntoIterator<Item = &'a Member>,
+    ) -> Result<Vec<RefusedMember>, IpsetError> {
+        let members: Vec<_> = members.into_iter().map(|member| (*member, None)).collect();
+        self.batches(Command::Delete, name, &members)
+    }
+
+    /// A message stops at its first error, what came before it stays: go on behind the line the kernel names.
+    fn batches(
+        &mut self,
+        command: Command,
+        name: &str,
+        members: &[(Member, Option<Counters>)],
+    ) -> Result<Vec<RefusedMember>, IpsetError> {
+        let action = match command {
+            Command::Add => format!("add to ipset {name}"),
+            _ => format!("delete from ipset {name}"),
+        };
+        let mut refused = Vec::new();
+        let mut at = 0;
+        while at < members.len() {
+            let mut taken = 0;
+            let protocol = self.protocol;
+            let result = self.exchange(
+                &action,
+                |sequence| {
+                    let mut batch = Batch::new(command, protocol, name);
+                    taken = 0;
+                    for ((member, counters), line) in members[at..].iter().zip(1..) {
+                        if !batch.has_room() {
+                            break;
+                        }
+                        batch.push(line, member, *counters);
+                        taken += 1;
+                    }
+                    batch.finish(sequence)
+                },
+                &mut (),
+                |(), _| Ok(()),
+            )?;
+            let Some(Struck { code, line }) = result else {
+                at += taken;
+                continue;
+            };
+            // Without a line the message as a whole was refused: the set is missing or permission is.
+            let Some(line) = line.map(|line| line as usize).filter(|line| *line <= taken) else {
+                return Err(IpsetError::Kernel { action, code });
+            };
+            at += line;
+            if let Some((member, _)) = members.get(at - 1) {
+                refused
+                    .push(RefusedMember { member: *member, reason: format!("{action}: {}", describe(code)) });
+            }
+        }
+        Ok(refused)
+    }
+
+    fn order(&mut self, action: &str, request: impl Fn() -> Request) -> Result<(), IpsetError> {
+        self.run(action, request, &mut (), |(), _| Ok(()))
+    }
+
+    fn ask<T>(
+        &mut self,
+        action: &str,
+        request: impl Fn() -> Request,
+        read: impl Fn(super::attribute::Attributes<'_>) -> Option<T>,
+    ) -> Result<T, IpsetError> {
+        let mut found = None;
+        self.run(action, request, &mut found, |found, answer| {
+            *found = read(answer);
+            Ok(())
+        })?;
+        found.ok_or_else(|| IpsetError::Malformed { action: action.to_owned(), reason: "nothing was said" })
+    }
+
+    fn run<T: Default>(
+        &mut self,
+        action: &str,
+        request: impl Fn() -> Request,
+        into: &mut T,
+        read: impl FnMut(&mut T, super::attribute::Attributes<'_>) -> Result<(), &'static str>,
+    ) -> Result<(), IpsetError> {
+        match self.exchange(action, |sequence| request().finish(sequence), into, read)? {
+            None => Ok(()),
+            Some(Struck { code, .. }) => Err(IpsetError::Kernel { action: action.to_owned(), code }),
+        }
+    }
+
+    /// Sends one request, again when its answers were lost, and reads the answers into `into` from its empty state.
+    fn exchange<T: Default>(
+        &mut self,
+        action: &str,
+        mut seal: impl FnMut(u32) -> Vec<u8>,
+        into: &mut T,
+        mut read: impl FnMut(&mut T, super::attribute::Attributes<'_>) -> Result<(), &'static str>,
+    ) -> Result<Option<Struck>, IpsetError> {
+        let mut attempt = 1;
+        loop {
+            *into = T::default();
+            let mut struck = None;
+            let mut malformed = None;
+            let exchanged = self.socket.exchange(&mut seal, |answer| match answer {
+                Answer::Done => Take::Last,
+                Answer::Refused { code, line } => {
+                    struck = Some(Struck { code, line });
+                    Take::Last
+                }
+                Answer::Data(attributes) => {
+                    if let Err(reason) = read(into, attributes) {
+                        malformed = Some(reason);
+                    }
+                    Take::More
+                }
+            });
+            match (exchanged, malformed) {
+                (Ok(()), Some(reason)) => {
+                    return Err(IpsetError::Malformed { action: action.to_owned(), reason });
+                }
+                (Ok(()), None) => return Ok(struck),
+                (Err(ExchangeError::Lost(_)), _) if attempt < MAX_ATTEMPTS => attempt += 1,
+                (Err(ExchangeError::Lost(source) | ExchangeError::Socket(source)), _) => {
+                    return Err(IpsetError::Socket { action: action.to_owned(), source });
+                }
+            }
+        }
+    }
+}
+
+/// A refusal and the line of the batch it struck.
+#[derive(Debug, Clone, Copy)]
+struct Struck {
+    code: i32,
+    line: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::firewall::layout::Service;
+
+    /// A client in a network namespace of this thread's own, which goes with the thread.
+    fn client() -> Client {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        Client::connect().unwrap()
+    }
+
+    fn member(prefix: &str) -> Member {
+        Member { prefix: prefix.parse().unwrap(), service: None }
+    }
+
+    #[test]
+    fn a_batch_goes_on_behind_members_the_kernel_refuses_and_reports_each() {
+        let mut client = client();
+        client.create("t", Scope::Prefix, Family::V4, 64).unwrap();
+        let wanted =
+            ["8.8.8.8/32", "0.0.0.0/0", "9.9.9.9/32", "0.0.0.0/0", "2a01:4f8::/32", "8.8.4.0/24"].map(member);
+        let refused = client.add("t", &wanted).unwrap();
+        let names: Vec<_> = refused.iter().map(|refusal| refusal.member.to_string()).collect();
+        assert_eq!(names, ["0.0.0.0/0", "0.0.0.0/0", "2a01:4f8::/32"]);
+        assert!(refused[0].reason.contains("prefix length"), "{}", refused[0].reason);
+        let held: Vec<_> = client.dump("t", Scope::Prefix).unwrap().into_keys().collect();
+        assert_eq!(held, ["8.8.4.0/24", "8.8.8.8/32", "9.9.9.9/32"].map(member));
+    }
+
+    #[test]
+    fn a_full_set_is_an_error_for_each_member_that_does_not_fit() {
+        let mut client = client();
+        client.create("t", Scope::Prefix, Family::V4, 2).unwrap();
+        let refused =
+            client.add("t", &["8.8.8.1/32", "8.8.8.2/32", "8.8.8.3/32", "8.8.8.4/32"].map(member)).unwrap();
+        assert_eq!(refused.len(), 2);
+        assert!(refused.iter().all(|refusal| refusal.reason.contains("the set is full")));
+    }
+
+    #[test]
+    fn counters_are_set_kept_dumped_and_swapped() {
+        let mut client = client();
+        for name in ["one", "two"] {
+            client.create(name, Scope::Port, Family::V6, 1 << 17).unwrap();
+        }
+        let members: Vec<Member> = (1..=60_000)
+            .map(|port| Member {
+                prefix: "2a01:4f8::1/128".parse().unwrap(),
+                service: Some(Service { protocol: 6, port }),
+            })
+            .collect();
+        assert_eq!(client.add("one", &members).unwrap(), []);
+        let counters = Counters { packets: 7, bytes: u64::from(u32::MAX) * 9 };
+        assert_eq!(client.add_counted("one", [(&members[4], &counters)]).unwrap(), []);
+        assert_eq!(client.add("one", &members[..10]).unwrap(), []);
+        client.swap("one", "two").unwrap();
+        assert_eq!(client.dump("one", Scope::Port).unwrap().len(), 0);
+        let dumped = client.dump("two", Scope::Port).unwrap();
+        assert_eq!(dumped.len(), members.len());
+        assert_eq!(dumped[&members[4]], counters);
+        assert_eq!(client.delete("two", &members).unwrap(), []);
+        assert_eq!(client.delete("two", &members[..3]).unwrap(), []);
+        assert_eq!(client.dump("two", Scope::Port).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn sets_are_made_named_described_and_destroyed_and_errors_say_which() {
+        let mut client = client();
+        assert_eq!(client.header("t").unwrap(), None);
+        client.create("t", Scope::Prefix, Family::V6, 1024).unwrap();
+        let header = client.header("t").unwrap().unwrap();
+        assert_eq!(header.capacity, 1024);
+        assert!(header.fits(Scope::Prefix, Family::V6));
+        assert!(!header.fits(Scope::Port, Family::V6) && !header.fits(Scope::Prefix, Family::V4));
+        assert_eq!(client.names().unwrap(), ["t"]);
+        let again = client.create("t", Scope::Prefix, Family::V6, 1024).unwrap_err();
+        assert!(again.to_string().starts_with("create ipset t: "), "{again}");
+        client.destroy("t").unwrap();
+        assert!(client.destroy("t").unwrap_err().is_missing());
+        assert!(client.add("t", &[member("8.8.8.8/32")]).unwrap_err().is_missing());
+        assert!(client.names().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,17 @@
+//! The kernel driver with real packets in private network namespaces: client — gateway — internet.
+//!
+//! Needs root. Each test has namespaces of its own and leaves none behind.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "outside test functions too, a test stops where it fails"
+)]
+
+#[path = "firewall/counting.rs"]
+mod counting;
+#[path = "firewall/net.rs"]
+mod net;
+#[path = "firewall/passing.rs"]
+mod passing;
+#[path = "firewall/upkeep.rs"]
+mod upkeep;

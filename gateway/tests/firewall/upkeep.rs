@@ -1,0 +1,197 @@
+//! Repair of what others did to us, and leaving no trace.
+
+use gateway::firewall::{Firewall, FirewallError, KernelFirewall, KernelOptions, check_host};
+
+use crate::net::{Net, command, counted, element, elements};
+
+fn installed() -> KernelFirewall {
+    let mut firewall = KernelFirewall::new(&KernelOptions::default()).unwrap();
+    firewall.install().unwrap();
+    firewall
+}
+
+/// Runs one repair and returns what it found, after making sure that a second finds nothing.
+fn repaired(firewall: &mut KernelFirewall) -> String {
+    let found: Vec<String> = firewall.repair().unwrap().into_iter().map(|repair| repair.what).collect();
+    assert_eq!(firewall.repair().unwrap(), []);
+    found.join("; ")
+}
+
+#[test]
+fn what_somebody_broke_is_named_and_works_again() {
+    let net = Net::new();
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32", "9.9.9.9/32 udp/53", "2a01:4f8::/32"])).unwrap();
+    let beacon = net.internet.udp("8.8.8.8", 7);
+    let unlisted = net.internet.udp("9.9.9.9", 99);
+    assert_eq!(firewall.repair().unwrap(), []);
+
+    for (program, sabotage, name) in [
+        ("iptables", "-F OG-FORWARD", "filter OG-FORWARD (v4): rules were not ours"),
+        ("ip6tables", "-I OG-FORWARD 1 -j ACCEPT", "filter OG-FORWARD (v6): rules were not ours"),
+        ("iptables", "-D FORWARD -j OG-FORWARD", "filter FORWARD (v4): jump to OG-FORWARD was missing"),
+        (
+            "iptables",
+            "-I FORWARD 1 -j ACCEPT",
+            "filter FORWARD (v4): jump to OG-FORWARD was not in its place",
+        ),
+        ("iptables", "-t nat -F OG-NAT", "nat OG-NAT (v4): rules were not ours"),
+        ("ip6tables", "-t nat -D POSTROUTING -j OG-NAT", "nat POSTROUTING (v6): jump to OG-NAT was missing"),
+        (
+            "iptables",
+            "-t nat -I POSTROUTING 1 -j ACCEPT",
+            "nat POSTROUTING (v4): jump to OG-NAT was not in its place",
+        ),
+    ] {
+        command(program, &sabotage.split(' ').collect::<Vec<_>>());
+        assert_eq!(repaired(&mut firewall), name);
+        assert!(net.passes(&unlisted, &beacon).is_none(), "{sabotage}");
+        let seen = net.passes(&net.internet.udp("9.9.9.9", 53), &beacon);
+        assert_eq!(seen.unwrap().to_string(), crate::net::GATEWAY, "{sabotage}");
+    }
+
+    command("ipset", &["del", "og4o", "8.8.8.8"]);
+    command("ipset", &["del", "og4ip", "9.9.9.9,udp:53"]);
+    command("ipset", &["add", "og4i", "9.9.0.0/16"]);
+    let found = repaired(&mut firewall);
+    assert!(found.contains("ipset og4o: 8.8.8.8/32 was missing"), "{found}");
+    assert!(found.contains("ipset og4ip: 9.9.9.9/32,udp:53 was missing"), "{found}");
+    assert!(found.contains("ipset og4i: 9.9.0.0/16 was not ours"), "{found}");
+    assert!(net.passes(&net.internet.udp("9.9.9.9", 53), &beacon).is_some());
+
+    // A set can only go when no rule needs it any more.
+    command("iptables", &["-F", "OG-FORWARD"]);
+    command("iptables", &["-t", "nat", "-F", "OG-NAT"]);
+    destroy("og4o");
+    let found = repaired(&mut firewall);
+    assert!(found.contains("ipset og4o was missing"), "{found}");
+    assert!(net.passes(&unlisted, &beacon).is_none());
+}
+
+/// The kernel lets go of a set some time after its rule.
+fn destroy(set: &str) {
+    let deadline = std::time::Instant::now() + crate::net::PATIENCE;
+    while !std::process::Command::new("ipset").args(["destroy", set]).output().unwrap().status.success() {
+        assert!(std::time::Instant::now() < deadline, "{set} stays in use");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn counts_do_not_fall_when_somebody_empties_a_set() {
+    let net = Net::new();
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32"])).unwrap();
+    let target = net.internet.udp("8.8.8.8", 9);
+    let beacon = net.internet.udp("8.8.8.8", 7);
+    assert!(net.passes(&target, &beacon).is_some());
+    let before = counted(&mut firewall, element("8.8.8.8/32")).packets_out;
+    command("ipset", &["flush", "og4o"]);
+    assert!(repaired(&mut firewall).contains("og4o: 8.8.8.8/32 was missing"));
+    assert_eq!(counted(&mut firewall, element("8.8.8.8/32")).packets_out, before);
+    assert!(net.passes(&target, &beacon).is_some());
+    assert!(counted(&mut firewall, element("8.8.8.8/32")).packets_out > before);
+}
+
+#[test]
+fn clean_up_leaves_everything_as_it_was() {
+    let _net = Net::new();
+    for program in ["iptables", "ip6tables"] {
+        command(
+            program,
+            &[
+                "-A",
+                "FORWARD",
+                "-s",
+                if program == "iptables" { "1.2.3.4" } else { "2a00::1" },
+                "-j",
+                "ACCEPT",
+            ],
+        );
+        command(program, &["-t", "nat", "-A", "POSTROUTING", "-p", "tcp", "-j", "RETURN"]);
+    }
+    command("ipset", &["create", "og4other", "hash:net"]);
+    let picture = || {
+        let saved = [command("iptables-save", &[]), command("ip6tables-save", &[])].concat();
+        // Comments carry the time.
+        let rules: Vec<String> =
+            saved.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+        (rules, command("ipset", &["list", "-n"]))
+    };
+    let before = picture();
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32", "9.9.9.9/32 udp/53", "2a01:4f8::/32"])).unwrap();
+    assert_ne!(picture(), before);
+    firewall.cleanup().unwrap();
+    assert_eq!(picture(), before);
+    // Nothing there is no error, and the same driver can begin again.
+    firewall.cleanup().unwrap();
+    assert!(firewall.install().unwrap().is_empty());
+    firewall.replace(&elements(&["8.8.8.8/32"])).unwrap();
+    firewall.cleanup().unwrap();
+    assert_eq!(picture(), before);
+}
+
+#[test]
+fn clean_up_goes_on_past_what_it_cannot_remove_and_names_it() {
+    let _net = Net::new();
+    let mut firewall = installed();
+    command("iptables", &["-A", "INPUT", "-m", "set", "--match-set", "og4i", "src", "-j", "ACCEPT"]);
+    let Err(FirewallError::Cleanup(left)) = firewall.cleanup() else { panic!("og4i is in use") };
+    assert_eq!(left, ["destroy ipset og4i: the set is in use by a rule"]);
+    assert_eq!(command("ipset", &["list", "-n"]).trim(), "og4i");
+}
+
+#[test]
+fn chains_of_ours_in_the_other_backend_are_reported_and_removed() {
+    let _net = Net::new();
+    let mut firewall = installed();
+    assert!(firewall.leftovers().is_empty());
+    command("iptables-legacy", &["-N", "OG-FORWARD"]);
+    command("iptables-legacy", &["-A", "OG-FORWARD", "-j", "DROP"]);
+    command("iptables-legacy", &["-A", "FORWARD", "-j", "OG-FORWARD"]);
+    assert!(firewall.leftovers()[0].starts_with("iptables-legacy still holds chains of ours"));
+    firewall.cleanup().unwrap();
+    assert!(firewall.leftovers().is_empty());
+    assert!(!command("iptables-legacy", &["-S"]).contains("OG-"));
+}
+
+#[test]
+fn sets_of_another_kind_give_way_at_installation() {
+    let net = Net::new();
+    command("ipset", &["create", "og4o", "hash:ip"]);
+    command("ipset", &["create", "og6i", "hash:net", "family", "inet6"]);
+    command("iptables", &["-N", "OG-FORWARD"]);
+    command("iptables", &["-A", "OG-FORWARD", "-m", "set", "--match-set", "og4o", "dst", "-j", "ACCEPT"]);
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32"])).unwrap();
+    let beacon = net.internet.udp("8.8.8.8", 7);
+    assert!(net.passes(&net.internet.udp("8.8.8.8", 8), &beacon).is_some());
+    assert_eq!(firewall.repair().unwrap(), []);
+}
+
+#[test]
+fn members_that_would_open_private_space_are_not_adopted() {
+    let _net = Net::new();
+    let mut first = installed();
+    first.replace(&elements(&["8.8.8.8/32"])).unwrap();
+    drop(first);
+    command("ipset", &["add", "og4o", "10.0.0.0/8"]);
+    command("ipset", &["add", "og4op", "8.8.4.4,sctp:80"]);
+    let mut second = KernelFirewall::new(&KernelOptions::default()).unwrap();
+    assert_eq!(second.install().unwrap(), elements(&["8.8.8.8/32"]));
+    assert!(!command("ipset", &["list", "og4o"]).contains("10.0.0.0"));
+    assert!(!command("ipset", &["list", "og4op"]).contains("8.8.4.4"));
+}
+
+#[test]
+fn a_host_without_forwarding_is_told_the_command() {
+    let _net = Net::new();
+    check_host().unwrap();
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+    let error = check_host().unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "forwarding is off; run `sysctl -w net.ipv4.ip_forward=1` and keep it in /etc/sysctl.d/"
+    );
+}
