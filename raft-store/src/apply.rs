@@ -364,3 +364,8 @@ fn net_change(revision: Revision, touched: &BTreeMap<Element, Touched>, publishe
     }
     change
 }
+
+#[cfg(test)]
+pub(crate) mod model;
+#[cfg(test)]
+mod tests;

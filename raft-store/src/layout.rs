@@ -175,7 +175,7 @@ mod tests {
         let domain: DomainName = "a.example.com".parse().unwrap();
         assert_eq!(RecordKey::resolution(&domain).part(0), b"r\x00\x0da.example.com\x00\x00");
         assert_eq!(RecordKey::token("ops").part(258), b"t\x00\x03ops\x01\x02");
-        assert_eq!(split(&[7, 8]), [[0, 0, 0, 2, 0xd7, 0xe3, 0x2e, 0x07, 7, 8]]);
+        assert_eq!(split(&[7, 8]), [[0, 0, 0, 2, 0x00, 0x43, 0x0c, 0x0a, 7, 8]]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Reading the applied state and following it: what the API, the feed, the resolver and the UI see.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use allowlist::Revision;
@@ -27,12 +28,10 @@ pub struct StatePublisher {
     revision: watch::Sender<Revision>,
 }
 
-#[derive(Debug)]
 struct Shared {
     current: RwLock<Current>,
 }
 
-#[derive(Debug)]
 struct Current {
     state: Arc<State>,
     /// Batches with at least one event, oldest first.
@@ -41,6 +40,14 @@ struct Current {
     changes: usize,
     /// Every batch after this revision is in `history`.
     history_after: Revision,
+}
+
+impl fmt::Debug for Shared {
+    /// Short: a state can hold a million entries.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let revision = self.current.read().unwrap_or_else(PoisonError::into_inner).state.revision();
+        f.debug_struct("Shared").field("revision", &revision).finish_non_exhaustive()
+    }
 }
 
 /// The asked-for revision is older than the history this node keeps (or newer than its state): take a snapshot.

@@ -27,7 +27,7 @@ pub struct Resolution {
 /// Everything the cluster agrees on. The maps are persistent ones that share structure between versions, so `clone`
 /// costs the same for ten entries and for a million: readers, checkpoints and snapshots each hold a version of their
 /// own, and nobody waits for anybody.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     pub(crate) cluster: Option<Uuid>,
     pub(crate) revision: Revision,

@@ -165,7 +165,7 @@ mod tests {
         let mut bytes = Vec::new();
         WalPayload::new(openraft::EntryPayload::Blank).unwrap().encode(&mut bytes).unwrap();
         // Length 2, CRC32 of the length, record version 1, variant 0.
-        assert_eq!(bytes, [0, 0, 0, 2, 0xaf, 0x7d, 0xc9, 0xcb, 1, 0]);
+        assert_eq!(bytes, [0, 0, 0, 2, 0xcf, 0x4a, 0xbe, 0x30, 1, 0]);
     }
 
     #[test]

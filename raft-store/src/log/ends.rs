@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn mark_has_these_exact_bytes_and_damage_is_seen() {
-        assert_eq!(mark(0x0102), [0, 0, 0, 0, 0, 0, 1, 2, 0x27, 0x8e, 0x70, 0xf5]);
+        assert_eq!(mark(0x0102), [0, 0, 0, 0, 0, 0, 1, 2, 0x92, 0x37, 0x8f, 0x04]);
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(ChainEnd::read(dir.path()).unwrap(), None);
         ChainEnd::begin(dir.path(), None, 258).unwrap();

@@ -287,3 +287,6 @@ fn guarded<T>(act: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod database;
 pub(crate) mod recover;
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -28,7 +29,6 @@ const READY_ENTRIES: usize = 256;
 const STEP_OPERATIONS: usize = 2_000;
 
 /// The applied state of this node.
-#[derive(Debug)]
 pub struct StateMachine {
     content: Content,
     publisher: StatePublisher,
@@ -40,7 +40,6 @@ pub struct StateMachine {
 }
 
 /// Builds a snapshot of the state as it was when the builder was made.
-#[derive(Debug)]
 pub struct SnapshotBuilder {
     content: Content,
     snapshots: Snapshots,
@@ -105,6 +104,18 @@ impl StateMachine {
         for (responder, reply) in replies {
             responder.send(reply);
         }
+    }
+}
+
+impl fmt::Debug for StateMachine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StateMachine").field("applied", &self.content.applied).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SnapshotBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotBuilder").field("applied", &self.content.applied).finish_non_exhaustive()
     }
 }
 

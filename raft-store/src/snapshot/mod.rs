@@ -29,7 +29,7 @@ const PART_SUFFIX: &str = ".part";
 const KEPT: usize = 2;
 
 /// A state and where in the log it stands.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Content {
     pub(crate) state: State,
     pub(crate) applied: Option<LogId>,

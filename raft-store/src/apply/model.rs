@@ -1,0 +1,326 @@
+//! `apply` against a model so naive that it can be believed: entries and resolutions in plain maps, the published set
+//! computed from scratch after every batch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use allowlist::class::check_address;
+use allowlist::{Digest, DomainName, Element, Entry, EntryId, Ports, Target};
+use ipnet::IpNet;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use crate::command::*;
+use crate::state::{EventKind, State};
+
+const TARGETS: [&str; 8] = [
+    "a.example.com",
+    "b.example.com",
+    "c.example.org",
+    "1.1.1.1",
+    "8.8.8.8",
+    "2606:4700::1111",
+    "9.9.9.0/24",
+    "*.example.net",
+];
+const DOMAINS: usize = 3;
+const ADDRESSES: [&str; 6] = ["1.1.1.1", "8.8.8.8", "9.9.9.9", "2606:4700::1111", "10.0.0.1", "::1"];
+const PORTS: [&[&str]; 3] = [&[], &["tcp/443"], &["tcp/443", "udp/53-54"]];
+
+fn id(number: u128) -> EntryId {
+    EntryId(Uuid::from_u128(number))
+}
+
+fn target(index: usize) -> Target {
+    TARGETS[index].parse().unwrap()
+}
+
+fn domain(index: usize) -> DomainName {
+    TARGETS[index].parse().unwrap()
+}
+
+fn address(index: usize) -> IpAddr {
+    ADDRESSES[index].parse().unwrap()
+}
+
+fn ports(index: usize) -> Ports {
+    Ports::new(PORTS[index].iter().map(|range| range.parse().unwrap()).collect()).unwrap()
+}
+
+fn command() -> impl Strategy<Value = Command> {
+    let add = (1..12_u128, 0..TARGETS.len(), 0..PORTS.len(), any::<bool>(), "[a-c]{0,2}").prop_map(
+        |(number, t, p, protected, comment)| {
+            Command::AddEntry(NewEntry {
+                id: id(number),
+                target: target(t),
+                ports: ports(p),
+                // Rarely, or soon nothing can be removed any more.
+                protected: protected && number == 1,
+                comment,
+                owner: String::new(),
+                ticket: String::new(),
+                labels: BTreeMap::new(),
+                expires_at_ms: None,
+            })
+        },
+    );
+    let update = (1..12_u128, any::<Option<bool>>(), proptest::option::of("[a-c]{0,2}")).prop_map(
+        |(number, protected, comment)| Command::UpdateEntry {
+            id: id(number),
+            update: EntryUpdate {
+                protected: protected.filter(|_| number < 3),
+                comment,
+                ..EntryUpdate::default()
+            },
+        },
+    );
+    let seen = (0..ADDRESSES.len(), 1..4_u32).prop_map(|(index, ttl_s)| {
+        let upstreams = BTreeSet::from(["9.9.9.9:53".to_owned()]);
+        (address(index), SeenAddress { first_seen_ms: u64::from(ttl_s), ttl_s, upstreams })
+    });
+    let resolution = (0..DOMAINS, vec(seen, 0..4), vec(0..ADDRESSES.len(), 0..3), any::<bool>()).prop_map(
+        |(name, seen, retire, ok)| {
+            let resolution = ResolutionUpdate {
+                seen: seen.into_iter().collect(),
+                retire: retire.into_iter().map(address).collect(),
+                chain: Vec::new(),
+                status: if ok {
+                    NameStatus::Ok
+                } else {
+                    NameStatus::Stale { since_ms: 5, error: "timeout".to_owned() }
+                },
+            };
+            Command::SetResolution { domain: domain(name), resolution }
+        },
+    );
+    let role = prop_oneof![Just(Role::Gateway), Just(Role::Editor), Just(Role::Admin)];
+    let token = ("[x-z]", role)
+        .prop_map(|(name, role)| Command::AddToken(Token { name, role, sha256: [7; 32], created_at_ms: 3 }));
+    prop_oneof![
+        6 => add,
+        4 => (1..12_u128).prop_map(|number| Command::RemoveEntry { id: id(number) }),
+        2 => update,
+        6 => resolution,
+        1 => token,
+        1 => "[x-z]".prop_map(|name| Command::RemoveToken { name }),
+        1 => (1..3_u128).prop_map(|number| Command::InitCluster { cluster: Uuid::from_u128(number) }),
+    ]
+}
+
+/// Histories over a small world, so that things meet.
+pub(crate) fn batches() -> impl Strategy<Value = Vec<Batch>> {
+    let operation = command().prop_map(|command| Operation {
+        origin: Origin { actor: "ops".to_owned(), ..Origin::default() },
+        command,
+    });
+    let batch = (1..9_u64, vec(operation, 0..6)).prop_map(|(at_ms, operations)| Batch { at_ms, operations });
+    vec(batch, 1..20)
+}
+
+#[derive(Default)]
+struct Model {
+    entries: BTreeMap<EntryId, Entry>,
+    addresses: BTreeMap<DomainName, BTreeMap<IpAddr, u32>>,
+    tokens: BTreeMap<String, Token>,
+    cluster: Option<Uuid>,
+}
+
+impl Model {
+    fn apply(&mut self, batch: &Batch) {
+        for operation in &batch.operations {
+            match operation.command.clone() {
+                Command::AddEntry(new) => {
+                    let same = self
+                        .entries
+                        .values_mut()
+                        .find(|one| one.target == new.target && one.ports == new.ports);
+                    if let Some(entry) = same {
+                        entry.protected |= new.protected;
+                    } else if !self.entries.contains_key(&new.id) {
+                        let NewEntry {
+                            id,
+                            target,
+                            ports,
+                            protected,
+                            comment,
+                            owner,
+                            ticket,
+                            labels,
+                            expires_at_ms,
+                        } = new;
+                        let (created_by, created_at_ms) = (operation.origin.actor.clone(), batch.at_ms);
+                        let entry = Entry {
+                            id,
+                            target,
+                            ports,
+                            protected,
+                            comment,
+                            owner,
+                            ticket,
+                            labels,
+                            created_by,
+                            created_at_ms,
+                            expires_at_ms,
+                        };
+                        self.entries.insert(id, entry);
+                    }
+                }
+                Command::RemoveEntry { id } => {
+                    if self.entries.get(&id).is_some_and(|entry| !entry.protected) {
+                        self.entries.remove(&id);
+                    }
+                }
+                Command::UpdateEntry { id, update } => {
+                    if let Some(entry) = self.entries.get_mut(&id)
+                        && !(entry.protected && update.protected == Some(false))
+                    {
+                        entry.protected = update.protected.unwrap_or(entry.protected);
+                        entry.comment = update.comment.unwrap_or(entry.comment.clone());
+                    }
+                }
+                Command::SetResolution { domain, resolution } => {
+                    if self.names(&domain) {
+                        let known = self.addresses.entry(domain).or_default();
+                        for address in &resolution.retire {
+                            if !resolution.seen.contains_key(address) {
+                                known.remove(address);
+                            }
+                        }
+                        let public = resolution
+                            .seen
+                            .into_iter()
+                            .filter(|(address, _)| check_address(*address).is_ok());
+                        known.extend(public.map(|(address, seen)| (address, seen.ttl_s)));
+                    }
+                }
+                Command::InitCluster { cluster } => drop(self.cluster.get_or_insert(cluster)),
+                Command::AddToken(token) => {
+                    let mut after = self.tokens.clone();
+                    after.insert(token.name.clone(), token);
+                    self.set_tokens(after);
+                }
+                Command::RemoveToken { name } => {
+                    let mut after = self.tokens.clone();
+                    after.remove(&name);
+                    self.set_tokens(after);
+                }
+            }
+            let named: BTreeSet<_> =
+                self.addresses.keys().filter(|domain| self.names(domain)).cloned().collect();
+            self.addresses.retain(|domain, _| named.contains(domain));
+        }
+    }
+
+    fn set_tokens(&mut self, after: BTreeMap<String, Token>) {
+        let admins =
+            |tokens: &BTreeMap<String, Token>| tokens.values().filter(|one| one.role == Role::Admin).count();
+        if admins(&after) > 0 || admins(&self.tokens) == 0 {
+            self.tokens = after;
+        }
+    }
+
+    fn names(&self, domain: &DomainName) -> bool {
+        self.entries.values().any(|entry| entry.target == Target::Domain(domain.clone()))
+    }
+
+    fn published(&self) -> BTreeMap<Element, BTreeSet<EntryId>> {
+        let mut published: BTreeMap<Element, BTreeSet<EntryId>> = BTreeMap::new();
+        for entry in self.entries.values() {
+            let prefixes: Vec<IpNet> = match &entry.target {
+                Target::Domain(domain) => self
+                    .addresses
+                    .get(domain)
+                    .into_iter()
+                    .flatten()
+                    .map(|(address, _)| IpNet::from(*address))
+                    .collect(),
+                Target::Address(address) => vec![IpNet::from(*address)],
+                Target::Network(network) => vec![*network],
+                Target::Wildcard { .. } => vec![],
+            };
+            for prefix in prefixes {
+                let ranges: Vec<_> = match entry.ports.is_all() {
+                    true => vec![None],
+                    false => entry.ports.ranges().iter().copied().map(Some).collect(),
+                };
+                for range in ranges {
+                    published.entry(Element::new(prefix, range)).or_default().insert(entry.id);
+                }
+            }
+        }
+        published
+    }
+}
+
+fn set<'a>(elements: impl IntoIterator<Item = &'a Element>) -> BTreeSet<Element> {
+    elements.into_iter().copied().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn state_is_what_a_naive_model_says(history in batches()) {
+        let mut state = State::default();
+        let mut model = Model::default();
+        for (batch, revision) in history.iter().zip(1..) {
+            let before = set(state.published().elements());
+            let (applied, reply) = state.apply(revision, batch);
+            model.apply(batch);
+
+            prop_assert_eq!(reply.replies.len(), batch.operations.len());
+            let entries: BTreeMap<_, _> = state.entries().iter().map(|(id, entry)| (*id, Entry::clone(entry))).collect();
+            prop_assert_eq!(&entries, &model.entries);
+            for entry in entries.values() {
+                prop_assert_eq!(state.entry_by_key(&entry.target, &entry.ports).map(|found| found.id), Some(entry.id));
+            }
+            prop_assert_eq!(state.by_key.len(), entries.len());
+            let tokens: BTreeMap<_, _> = state.tokens().clone().into_iter().collect();
+            prop_assert_eq!(&tokens, &model.tokens);
+            prop_assert_eq!(state.cluster(), model.cluster);
+            for (domain, known) in state.resolutions() {
+                prop_assert!(model.names(domain));
+                let known: BTreeMap<_, _> = known.addresses.iter().map(|(address, seen)| (*address, seen.ttl_s)).collect();
+                prop_assert_eq!(known, model.addresses.get(domain).cloned().unwrap_or_default());
+            }
+
+            let published = model.published();
+            let after = set(state.published().elements());
+            prop_assert_eq!(&after, &published.keys().copied().collect::<BTreeSet<_>>());
+            for (element, owners) in &published {
+                prop_assert_eq!(&state.published().owners(element).collect::<BTreeSet<_>>(), owners);
+            }
+            prop_assert_eq!(state.published().digest(), Digest::of(&after));
+
+            let change = &applied.change;
+            prop_assert_eq!(change.revision, revision);
+            prop_assert_eq!(set(&change.added), &after - &before);
+            prop_assert_eq!(&set(&change.revoked) | &set(&change.retired), &before - &after);
+            prop_assert_eq!(change.len(), (&after ^ &before).len());
+            for list in [&change.added, &change.revoked, &change.retired] {
+                prop_assert!(list.is_sorted());
+            }
+        }
+    }
+
+    /// Promise 8, and every change has an event.
+    #[test]
+    fn the_same_operation_twice_in_a_row_changes_nothing(history in batches()) {
+        let mut state = State::default();
+        for (operation, revision) in history.into_iter().flat_map(|batch| batch.operations).zip(1..) {
+            let batch = Batch { at_ms: revision, operations: vec![operation] };
+            let before = state.clone();
+            let (first, _) = state.apply(revision, &batch);
+            let news = first.events.iter().any(|event| !matches!(event.kind, EventKind::ProtectedRefused(_)));
+            prop_assert_eq!(news, State { revision, ..before } != state);
+            let once = state.clone();
+            let (second, reply) = state.apply(revision, &batch);
+            prop_assert_eq!(&state, &once);
+            prop_assert!(second.events.iter().all(|event| matches!(event.kind, EventKind::ProtectedRefused(_))));
+            prop_assert!(second.change.is_empty());
+            let news = matches!(reply.replies[0], Reply::Done | Reply::Added { created: true, .. });
+            prop_assert!(!news);
+        }
+    }
+}

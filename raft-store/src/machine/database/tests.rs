@@ -1,0 +1,69 @@
+use openraft::vote::RaftLeaderId;
+use proptest::prelude::*;
+
+use super::*;
+use crate::apply::model::batches;
+
+fn apply(content: &mut Content, batch: &crate::command::Batch) -> Dirty {
+    let revision = content.state.revision() + 1;
+    let (applied, _) = content.state.apply(revision, batch);
+    content.applied = Some(LogId::new(RaftLeaderId::new(1, 1), revision));
+    let mut dirty = Dirty::default();
+    applied.events.iter().for_each(|event| dirty.note(&event.kind));
+    dirty
+}
+
+#[test]
+fn meta_record_has_these_exact_bytes() {
+    let meta = Meta {
+        applied: Some(LogId::new(RaftLeaderId::new(1, 2), 3)),
+        membership: StoredMembership::default(),
+        cluster: None,
+        published: Digest::default(),
+    };
+    assert_eq!(codec::encode(&meta).unwrap(), [1, 1, 1, 2, 3, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_generation_without_its_mark_does_not_count() {
+    let root = tempfile::tempdir().unwrap();
+    let database = Database::create(root.path(), &Content::default()).unwrap();
+    assert!(is_complete(database.dir()).unwrap());
+    fs::remove_file(database.dir().join(MARK)).unwrap();
+    assert!(!is_complete(database.dir()).unwrap());
+    assert_eq!(generations(root.path()).unwrap().len(), 1);
+}
+
+#[test]
+fn a_newer_data_version_is_told_from_damage() {
+    let root = tempfile::tempdir().unwrap();
+    let database = Database::create(root.path(), &Content::default()).unwrap();
+    let dir = database.dir().to_owned();
+    database.db.insert(VERSION_KEY, &99_u32.to_be_bytes()).unwrap();
+    database.sync().unwrap();
+    drop(database);
+    assert!(matches!(Database::load(&dir), Err(LoadError::NewerVersion(99))));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// Whatever was applied between two steps, the names its events gave are enough to bring the checkpoint along.
+    #[test]
+    fn steps_bring_the_checkpoint_to_exactly_the_applied_state(history in batches(), together in 1..4_usize) {
+        let root = tempfile::tempdir().unwrap();
+        let mut content = Content::default();
+        let database = Database::create(root.path(), &content).unwrap();
+        for batches in history.chunks(together) {
+            let mut dirty = Dirty::default();
+            for batch in batches {
+                dirty.merge(apply(&mut content, batch));
+            }
+            database.step(&content, &dirty).unwrap();
+            prop_assert_eq!(&database.read().unwrap(), &content);
+        }
+        let dir = database.dir().to_owned();
+        drop(database);
+        prop_assert_eq!(Database::load(&dir).unwrap().1, content);
+    }
+}
