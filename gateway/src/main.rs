@@ -1,0 +1,91 @@
+//! The gateway daemon: arguments, log, signals, exit code. The rest is in the library.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use gateway::config::{Config, FirewallKind, Flags, LogFormat};
+use gateway::feed::Timings;
+use gateway::firewall::{DryRunFirewall, Firewall, KernelFirewall, KernelOptions, check_host};
+use gateway::run::{Parts, run};
+use ipnet::IpNet;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let flags = match Flags::from_arguments(std::env::args_os()) {
+        Ok(flags) => flags,
+        Err(error) => error.exit(),
+    };
+    start_log(flags.log_format);
+    match start(&flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[allow(clippy::print_stderr, reason = "the one message a person at the terminal waits for")]
+            {
+                eprintln!("outputguard-gateway: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(flags: &Flags) -> anyhow::Result<()> {
+    if flags.cleanup {
+        let (kind, internal_cidrs) = Config::load_for_cleanup(flags)?;
+        return driver(kind, internal_cidrs)?.cleanup().context("clean up");
+    }
+    let config = Config::load(flags)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(config.metrics).await.with_context(|| {
+            format!("listen on {} for metrics (set `metrics` to a free address)", config.metrics)
+        })?;
+        let firewall = driver(config.firewall, config.internal_cidrs.clone())?;
+        let parts = Parts { firewall, listener, timings: Timings::default() };
+        Box::pin(run(config, parts, stop_signal()?)).await
+    })
+}
+
+fn driver(kind: FirewallKind, internal_cidrs: Vec<IpNet>) -> anyhow::Result<Box<dyn Firewall>> {
+    let options = KernelOptions { internal_cidrs, ..KernelOptions::default() };
+    Ok(match kind {
+        FirewallKind::Kernel => {
+            check_host()?;
+            let kernel = KernelFirewall::new(&options)?;
+            for leftover in kernel.leftovers() {
+                tracing::warn!(leftover, "the other iptables backend is not empty");
+            }
+            Box::new(kernel)
+        }
+        FirewallKind::DryRun => Box::new(DryRunFirewall::new(options, std::io::stdout())),
+    })
+}
+
+/// Cancelled by SIGTERM or SIGINT; as process 1 of a container both would be ignored without a handler.
+fn stop_signal() -> anyhow::Result<CancellationToken> {
+    let token = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signal = signal(kind).context("install a signal handler")?;
+        let token = token.clone();
+        tokio::spawn(async move {
+            signal.recv().await;
+            token.cancel();
+        });
+    }
+    Ok(token)
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

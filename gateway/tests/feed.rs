@@ -1,0 +1,206 @@
+//! The feed's client against server nodes on the real wire.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::Duration;
+
+use allowlist::codec::{FRAME_VERSION, MAX_FRAME_BYTES};
+use allowlist::feed::{GoawayReason, SessionStart, ToGateway, ToServer};
+use common::{Cluster, Session, Setup, added, element, first, held};
+use gateway::firewall::ElementCounters;
+use gateway::firewall::fake::Call;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+
+#[tokio::test]
+async fn a_snapshot_and_then_changes_reach_the_kernel_and_are_reported() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(1).await;
+    let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
+    let mut session = servers[0].accept().await;
+    let hello = session.hello().await;
+    assert_eq!((hello.name.as_str(), hello.state), ("gw-1", None));
+    session.welcome(5, SessionStart::Snapshot).await;
+    session.snapshot(&held(5, &[1, 2])).await;
+    let applied = session.applied(5).await;
+    assert_eq!(applied.digest, held(5, &[1, 2]).digest());
+    assert!(applied.refused.is_empty() && applied.kernel_us > 0);
+    gateway.holds(&[1, 2]).await;
+
+    session.change(added(9, 3)).await;
+    session.applied(9).await;
+    assert_eq!(gateway.kernel.calls().last(), Some(&Call::Apply(added(9, 3))), "a change, not a whole set");
+    session.heartbeat(&held(12, &[1, 2, 3])).await;
+    session.applied(12).await;
+    gateway.ready_page_with("in_sync").await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_node_is_left_for_the_next_and_the_session_resumes() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let mut servers = cluster.servers(2).await;
+    let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
+    let (index, mut session) = first(&servers).await;
+    session.bring_to(&held(5, &[1])).await;
+    servers.remove(index);
+    drop(session);
+
+    let mut session = servers[0].accept().await;
+    let hello = session.hello().await;
+    assert_eq!(hello.state, held(5, &[1]).point());
+    session.welcome(7, SessionStart::Resume).await;
+    assert_eq!(session.applied(5).await.digest, held(5, &[1]).digest(), "the new node learns what we hold");
+    session.change(added(7, 2)).await;
+    session.applied(7).await;
+    gateway.holds(&[1, 2]).await;
+    assert!(gateway.page("/metrics").await.contains("outputguard_feed_switches_total 1"));
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_silent_node_is_left_although_its_link_stands() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(2).await;
+    let mut setup = Setup::new(&cluster, &servers, dir.path());
+    setup.timings.silence = Duration::from_millis(600);
+    let gateway = setup.start().await;
+    let (index, mut session) = first(&servers).await;
+    session.bring_to(&held(5, &[1])).await;
+    let close = session.closed().await.unwrap();
+    assert!(close.reason.contains("no frame for 600 ms"), "{close:?}");
+    let mut next = servers[1 - index].accept().await;
+    assert_eq!(next.hello().await.state, held(5, &[1]).point());
+    gateway.holds(&[1]).await;
+    gateway.stop().await;
+}
+
+/// Sends bytes nobody should; gives the gateway's close frame after it came to the other node.
+async fn answer_to(bytes: Vec<u8>) -> (CloseCode, String) {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(2).await;
+    let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
+    let (index, mut session) = first(&servers).await;
+    session.bring_to(&held(5, &[1])).await;
+    // The gateway may close before it took everything.
+    let _ = session.send_bytes(bytes).await;
+    let close = session.closed().await.unwrap();
+    let mut next: Session = servers[1 - index].accept().await;
+    assert_eq!(next.hello().await.state, held(5, &[1]).point());
+    gateway.holds(&[1]).await;
+    gateway.stop().await;
+    (close.code, close.reason.to_string())
+}
+
+#[tokio::test]
+async fn garbage_closes_the_session_with_a_reason_and_the_next_node_is_asked() {
+    let (code, reason) = Box::pin(answer_to(vec![FRAME_VERSION, 250, 250, 250])).await;
+    assert!(code == CloseCode::Protocol && reason.contains("malformed"), "{code:?} {reason}");
+}
+
+#[tokio::test]
+async fn a_frame_of_a_newer_version_closes_the_session_with_a_reason() {
+    let (code, reason) = Box::pin(answer_to(vec![FRAME_VERSION + 1, 0])).await;
+    assert!(code == CloseCode::Protocol && reason.contains("frame version 2"), "{code:?} {reason}");
+}
+
+#[tokio::test]
+async fn an_oversize_frame_closes_the_session_with_a_reason() {
+    let (code, reason) = Box::pin(answer_to(vec![FRAME_VERSION; MAX_FRAME_BYTES + 1])).await;
+    assert!(code == CloseCode::Size && reason.contains("bytes"), "{code:?} {reason}");
+}
+
+#[tokio::test]
+async fn a_draining_node_is_left_at_once_and_not_asked_again_soon() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(2).await;
+    let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
+    let (index, mut session) = first(&servers).await;
+    session.bring_to(&held(5, &[1])).await;
+    session.send(ToGateway::Goaway { reason: GoawayReason::Draining, retry_after_ms: 30_000 }).await;
+    let mut next = servers[1 - index].accept().await;
+    next.hello().await;
+    drop(next);
+    let mut again = servers[1 - index].accept().await;
+    again.hello().await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_digest_that_differs_is_mended_by_a_snapshot_and_counted() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(1).await;
+    let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
+    let mut session = servers[0].accept().await;
+    session.bring_to(&held(5, &[1])).await;
+    session.heartbeat(&held(8, &[1, 2])).await;
+    let reason = loop {
+        if let ToServer::ResyncRequest { reason } = session.receive().await {
+            break reason;
+        }
+    };
+    assert!(reason.contains("digest"), "{reason}");
+    session.snapshot(&held(8, &[1, 2])).await;
+    session.applied(8).await;
+    gateway.holds(&[1, 2]).await;
+    assert!(gateway.page("/metrics").await.contains("outputguard_feed_resyncs_total{reason=\"digest\"} 1"));
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_token_is_said_on_the_readiness_page_and_what_is_held_stays() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    std::fs::write(cluster.token_file(), "og_gateway_wrong").unwrap();
+    let servers = cluster.servers(1).await;
+    let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
+    assert!(Box::pin(servers[0].try_accept()).await.is_none());
+    let page = gateway.ready_page_with("refused our credentials").await;
+    assert!(page.contains("401") && page.contains("the token is not known"), "{page}");
+    assert!(page.contains(&servers[0].address.to_string()) && !page.contains("og_gateway_wrong"), "{page}");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_of_another_cluster_is_refused_by_its_certificate() {
+    let (ours, theirs, dir) = (Cluster::new(), Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = theirs.servers(1).await;
+    let gateway = Setup::new(&ours, &servers, dir.path()).start().await;
+    assert!(Box::pin(servers[0].try_accept()).await.is_none());
+    let page = gateway.ready_page_with("TLS with").await;
+    assert!(page.contains(&servers[0].address.to_string()) && page.contains("ca.pem"), "{page}");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_subprotocol_is_a_clear_error() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let mut servers = cluster.servers(1).await;
+    servers[0].subprotocol = "outputguard.v9";
+    let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
+    Box::pin(servers[0].try_accept()).await;
+    gateway.ready_page_with("does not speak `outputguard.v1`").await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn traffic_is_reported_as_what_was_counted_since() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(1).await;
+    let mut setup = Setup::new(&cluster, &servers, dir.path());
+    setup.timings.traffic = Duration::from_millis(50);
+    let gateway = setup.start().await;
+    let mut session = servers[0].accept().await;
+    session.bring_to(&held(5, &[1, 2])).await;
+    let traffic = ElementCounters { packets_out: 3, bytes_out: 300, ..ElementCounters::zero(element(2)) };
+    for _ in 0..2 {
+        gateway.kernel.count(traffic);
+        let deltas = loop {
+            if let ToServer::Traffic(deltas) = session.receive().await {
+                break deltas;
+            }
+        };
+        assert_eq!(deltas.len(), 1);
+        assert_eq!((deltas[0].element, deltas[0].packets_out, deltas[0].bytes_out), (element(2), 3, 300));
+    }
+    gateway.stop().await;
+}

@@ -1,0 +1,183 @@
+//! The real binary's first seconds: one clear message and an exit code for everything that keeps it from starting.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Cluster, DEADLINE};
+
+fn program(cluster: &Cluster, state_dir: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
+    command
+        .env_clear()
+        .args(["--firewall", "dry-run", "--server", "wss://127.0.0.1:1/ws", "--metrics", "127.0.0.1:0"])
+        .arg("--token-file")
+        .arg(cluster.token_file())
+        .arg("--ca-file")
+        .arg(cluster.ca_file())
+        .arg("--state-dir")
+        .arg(state_dir)
+        .args(more);
+    command
+}
+
+/// Runs to the end; gives the last line of what it said.
+fn refused(mut command: Command) -> String {
+    let Output { status, stderr, .. } =
+        ended(command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+    let said = String::from_utf8(stderr).unwrap();
+    assert!(!status.success(), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said.lines().last().unwrap_or_default().to_owned()
+}
+
+fn ended(mut child: Child) -> Output {
+    let started = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if started.elapsed() > DEADLINE {
+            child.kill().unwrap();
+            panic!("it did not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
+}
+
+struct Fixture {
+    cluster: Cluster,
+    state: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self { cluster: Cluster::new(), state: tempfile::tempdir().unwrap() }
+    }
+
+    fn refused(&self, more: &[&str]) -> String {
+        refused(program(&self.cluster, self.state.path(), more))
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let fixture = Fixture::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
+    command.env_clear().args([
+        "--firewall",
+        "dry-run",
+        "--server",
+        "wss://127.0.0.1:1/ws",
+        "--metrics",
+        &address,
+    ]);
+    command.arg("--token-file").arg(fixture.cluster.token_file());
+    command.arg("--ca-file").arg(fixture.cluster.ca_file()).arg("--state-dir").arg(fixture.state.path());
+    let said = refused(command);
+    assert!(said.contains(&address) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn an_unknown_key_in_the_file_is_named() {
+    let fixture = Fixture::new();
+    let file = fixture.state.path().join("gateway.yaml");
+    std::fs::write(&file, "name: gw-1\nmetric: \"0.0.0.0:9900\"\n").unwrap();
+    let mut command = program(&fixture.cluster, fixture.state.path(), &[]);
+    let said = refused({
+        command.arg("-server-conf-path").arg(&file);
+        command
+    });
+    assert!(said.contains("metric") || said.contains("unknown"), "{said}");
+}
+
+#[test]
+fn an_unreadable_token_is_named() {
+    let fixture = Fixture::new();
+    std::fs::remove_file(fixture.cluster.token_file()).unwrap();
+    let said = fixture.refused(&[]);
+    assert!(said.contains("read token") && said.contains("No such file"), "{said}");
+    std::fs::write(fixture.cluster.token_file(), "\n").unwrap();
+    assert!(fixture.refused(&[]).contains("must hold one line"));
+}
+
+#[test]
+fn a_ca_file_that_is_none_is_named() {
+    let fixture = Fixture::new();
+    std::fs::write(fixture.cluster.ca_file(), "no certificate").unwrap();
+    let said = fixture.refused(&[]);
+    assert!(said.contains("CA certificate") && said.contains("ca.pem"), "{said}");
+}
+
+#[test]
+fn a_state_directory_that_is_none_is_named() {
+    let fixture = Fixture::new();
+    let file = fixture.state.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let said = refused(program(&fixture.cluster, &file.join("state"), &[]));
+    assert!(said.contains("state directory") && said.contains("file/state"), "{said}");
+}
+
+#[test]
+fn a_plain_text_server_is_refused() {
+    let said =
+        Fixture::new().refused(&["-iptables-gateway", "-iptables-wss-server", "ws://127.0.0.1:8080/ws"]);
+    assert!(said.contains("not encrypted") && said.contains("wss://"), "{said}");
+}
+
+#[test]
+fn a_second_gateway_on_the_machine_refuses_to_start_and_the_first_ends_on_sigterm() {
+    let fixture = Fixture::new();
+    let mut first = program(&fixture.cluster, fixture.state.path(), &[]);
+    let mut first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    let said = loop {
+        // Until the first has its lock, the second would be the first.
+        if fixture.state.path().join("state.log.1").exists() {
+            break fixture.refused(&[]);
+        }
+        assert!(started.elapsed() < DEADLINE && first.try_wait().unwrap().is_none(), "the first must run");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(said.contains("another gateway process is running"), "{said}");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(first.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(ended(first).status.success());
+}
+
+#[test]
+fn a_missing_capability_is_named_with_the_way_to_give_it() {
+    const CAP_NET_ADMIN: libc::c_ulong = 12;
+    let fixture = Fixture::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
+    command.args(["--firewall", "kernel", "--server", "wss://127.0.0.1:1/ws", "--metrics", "127.0.0.1:0"]);
+    command.arg("--token-file").arg(fixture.cluster.token_file());
+    command.arg("--ca-file").arg(fixture.cluster.ca_file()).arg("--state-dir").arg(fixture.state.path());
+    // SAFETY: both are single system calls, which are safe between fork and exec. The network namespace makes sure
+    // that a gateway that did start would not touch this machine.
+    unsafe {
+        command.pre_exec(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+            match libc::prctl(libc::PR_CAPBSET_DROP, CAP_NET_ADMIN, 0, 0, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let said = refused(command);
+    assert!(said.contains("CAP_NET_ADMIN is missing") && said.contains("AmbientCapabilities"), "{said}");
+}
+
+#[test]
+fn a_dry_run_prints_its_plan_and_clean_up_without_root() {
+    let fixture = Fixture::new();
+    let mut command = program(&fixture.cluster, fixture.state.path(), &["--cleanup"]);
+    let Output { status, stdout, .. } = ended(command.stdout(Stdio::piped()).spawn().unwrap());
+    assert!(status.success());
+    assert!(String::from_utf8(stdout).unwrap().contains("ipset destroy og4o"));
+}
