@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use allowlist::feed::RefusedElement;
 use allowlist::{Change, Element};
 
+use super::carried::carried_name;
 use super::chains::Chains;
 use super::ipset::{Client, IpsetError};
 use super::layout::{Family, KernelOptions, Member, PAIRS, members_of, pair_of};
 use super::rules::Chain;
-use super::sets::{SetPair, carried_name, fresh_name};
+use super::sets::{SetPair, fresh_name};
 use super::{ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
 
 /// The kernel lets go of a set some time after the rule that used it is gone.
@@ -102,13 +103,13 @@ impl KernelFirewall {
     }
 
     /// Sets of our names but another kind (a former version, or somebody's own) give way; until then nothing passes.
-    fn evict_misfits(&mut self) -> Result<(), FirewallError> {
+    fn evict_misfits(&mut self) -> Result<Vec<&'static str>, FirewallError> {
         let mut misfits = Vec::new();
         for pair in &self.pairs {
             misfits.extend(pair.misfits(&mut self.client)?);
         }
         if misfits.is_empty() {
-            return Ok(());
+            return Ok(misfits);
         }
         tracing::warn!(sets = ?misfits, "sets of another kind give way to ours");
         for chains in &self.chains {
@@ -118,10 +119,10 @@ impl KernelFirewall {
                 }
             }
         }
-        for name in misfits {
+        for name in &misfits {
             self.destroy_when_released(name)?;
         }
-        Ok(())
+        Ok(misfits)
     }
 
     fn destroy_when_released(&mut self, name: &str) -> Result<(), IpsetError> {
@@ -258,17 +259,9 @@ impl Firewall for KernelFirewall {
     }
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
-        for pair in &self.pairs {
-            if let Some(name) = pair.misfits(&mut self.client)?.first() {
-                let reason =
-                    "somebody made it anew with another type or without counters; restart to replace it";
-                return Err(FirewallError::Failed {
-                    action: format!("repair ipset {name}"),
-                    reason: reason.into(),
-                });
-            }
-        }
-        let mut wrong = Vec::new();
+        let misfits = self.evict_misfits()?;
+        let mut wrong: Vec<String> =
+            misfits.iter().map(|name| format!("ipset {name} was of another kind")).collect();
         for pair in &mut self.pairs {
             wrong.extend(pair.mend(&mut self.client)?);
         }

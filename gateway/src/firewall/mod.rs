@@ -7,7 +7,7 @@
 //!
 //! Map: [`admit`] judges an element before any driver enforces it; [`layout`] names the sets and says which kernel
 //! members make an element; [`rules`] is the text of our chains, [`chains`] puts it into the kernel; [`ipset`] speaks
-//! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts; [`kernel`] joins all of that into the real
+//! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts, of which [`carried`] outlives the process; [`kernel`] joins all of that into the real
 //! driver, [`dry_run`] prints the same as a plan, [`fake`] records calls for tests of what stands above.
 
 use std::collections::BTreeSet;
@@ -16,6 +16,7 @@ use allowlist::feed::RefusedElement;
 use allowlist::{Change, Element};
 
 mod admit;
+mod carried;
 mod chains;
 pub mod dry_run;
 pub mod fake;
@@ -55,7 +56,8 @@ pub trait Firewall: Send {
     fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError>;
 
     /// Cumulative counters of every held element, sorted, monotonic for as long as this driver lives (and across
-    /// processes while the kernel keeps the sets).
+    /// processes while the kernel keeps the sets). What passes between an element's last reading and its removal is not
+    /// counted.
     ///
     /// # Errors
     /// [`FirewallError`].

@@ -9,12 +9,13 @@ use allowlist::Element;
 use allowlist::feed::RefusedElement;
 
 use super::admit;
+use super::carried::{carried_name, destroy_if_there, write_carried};
 use super::ipset::{Client, Counters, IpsetError};
-use super::layout::{Family, Member, PairLayout, Scope, elements_of, members_of};
+use super::layout::{Member, PairLayout, elements_of, members_of};
 use super::ledger::Ledger;
 
 /// The largest table we make; a member takes about 50 bytes.
-const MAX_SET_CAPACITY: u32 = 1 << 22;
+pub(super) const MAX_SET_CAPACITY: u32 = 1 << 22;
 /// How many members a repair names one by one.
 const MAX_NAMED_MEMBERS: usize = 5;
 /// `MEMBARRIER_CMD_GLOBAL` of membarrier(2).
@@ -33,11 +34,6 @@ pub(super) struct SetPair {
 /// The name a bigger table has while it is filled, and the old one until it was read.
 pub(super) fn fresh_name(name: &str) -> String {
     format!("{name}-new")
-}
-
-/// The name of the set that keeps what is carried for the next process. No rule refers to it.
-pub(super) fn carried_name(name: &str) -> String {
-    format!("{name}-sum")
 }
 
 impl SetPair {
@@ -341,7 +337,6 @@ impl SetPair {
 
     /// Writes what is carried where the next process finds it. Failing costs counts after a restart, nothing else.
     fn keep_carried(&mut self, client: &mut Client, name: &'static str) {
-        let PairLayout { scope, family, .. } = self.layout;
         let owners = &self.owners;
         let ledger = if name == self.layout.out { &mut self.out } else { &mut self.back };
         let forgot = ledger.forget(|member| owners.contains_key(member), owners.len());
@@ -349,37 +344,11 @@ impl SetPair {
             return;
         }
         let size = u32::try_from(ledger.carried().len()).unwrap_or(u32::MAX).max(self.capacity);
-        if let Err(error) = write_carried(client, &carried_name(name), scope, family, size, ledger, forgot) {
+        if let Err(error) = write_carried(client, &carried_name(name), &self.layout, size, ledger, forgot) {
             tracing::warn!(set = name, %error, "sums of gone tables were not kept for a restart");
         } else {
             ledger.written();
         }
-    }
-}
-
-fn write_carried(
-    client: &mut Client,
-    name: &str,
-    scope: Scope,
-    family: Family,
-    size: u32,
-    ledger: &Ledger,
-    rewrite: bool,
-) -> Result<(), IpsetError> {
-    let there = client.header(name)?;
-    let roomy = there.is_some_and(|header| header.fits(scope, family) && header.capacity >= size);
-    if roomy && !rewrite {
-        return client.add_counted(name, ledger.unwritten()).map(drop);
-    }
-    destroy_if_there(client, name)?;
-    client.create(name, scope, family, size.min(MAX_SET_CAPACITY).next_power_of_two())?;
-    client.add_counted(name, ledger.carried()).map(drop)
-}
-
-fn destroy_if_there(client: &mut Client, name: &str) -> Result<(), IpsetError> {
-    match client.destroy(name) {
-        Err(error) if !error.is_missing() => Err(error),
-        _ => Ok(()),
     }
 }
 

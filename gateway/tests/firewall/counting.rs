@@ -8,7 +8,7 @@ use std::time::Instant;
 use allowlist::{Change, Element};
 use gateway::firewall::{Firewall, KernelFirewall, KernelOptions};
 
-use crate::net::{CLIENT, CLIENT_V6, Net, PATIENCE, command, counted, echo, element, elements};
+use crate::net::{CLIENT, CLIENT_V6, Net, PATIENCE, command, counted, echo, element, elements, patiently};
 
 /// IP and UDP headers.
 const HEADERS_V4_BYTES: u64 = 28;
@@ -36,11 +36,11 @@ fn talk(client: &UdpSocket, server: &UdpSocket, sizes: &[usize]) -> (u64, u64) {
         let mut bytes = 0;
         for size in sizes {
             client.send_to(&vec![7; *size], address).unwrap();
-            assert_eq!(client.recv(&mut buffer).unwrap(), *size);
+            assert_eq!(patiently(|| client.recv(&mut buffer)).unwrap(), *size);
             bytes += *size as u64;
         }
         client.send_to(b"stop", address).unwrap();
-        client.recv(&mut buffer).unwrap();
+        patiently(|| client.recv(&mut buffer)).unwrap();
         (sizes.len() as u64 + 1, bytes + 4)
     })
 }
@@ -92,7 +92,7 @@ fn under_traffic(net: &Net, work: impl FnOnce(&dyn Fn())) -> u64 {
             loop {
                 let last = stop.load(Ordering::Relaxed);
                 client.send_to(if last { b"stop" } else { b"ping" }, "8.8.8.8:9").unwrap();
-                client.recv(&mut buffer).unwrap();
+                patiently(|| client.recv(&mut buffer)).unwrap();
                 sent += 1;
                 exchanged.store(sent, Ordering::Relaxed);
                 if last {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -163,10 +163,10 @@ impl Net {
         let mut buffer = [0; 16];
         for _ in 0..3 {
             other.send_to(b"beacon", beacon.local_addr().unwrap()).unwrap();
-            assert_eq!(beacon.recv(&mut buffer).unwrap(), 6, "the beacon has to be listed");
+            assert_eq!(patiently(|| beacon.recv(&mut buffer)).unwrap(), 6, "the beacon has to be listed");
         }
         target.set_nonblocking(true).unwrap();
-        let seen = match target.recv_from(&mut buffer) {
+        let seen = match patiently(|| target.recv_from(&mut buffer)) {
             Ok((5, source)) => Some(source.ip()),
             Ok(other) => panic!("unexpected {other:?}"),
             Err(error) => {
@@ -176,6 +176,16 @@ impl Net {
         };
         target.set_nonblocking(false).unwrap();
         seen
+    }
+}
+
+/// Repeats what a signal or a stopped machine interrupted.
+pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 
@@ -208,7 +218,7 @@ pub(crate) fn echo(socket: &UdpSocket) -> u64 {
     let mut buffer = [0; 2048];
     let mut answered = 0;
     loop {
-        let (length, source) = socket.recv_from(&mut buffer).unwrap();
+        let (length, source) = patiently(|| socket.recv_from(&mut buffer)).unwrap();
         socket.send_to(&buffer[..length], source).unwrap();
         answered += 1;
         if &buffer[..length] == b"stop" {

@@ -10,7 +10,7 @@ use allowlist::Change;
 use gateway::firewall::{Firewall, KernelFirewall, KernelOptions};
 
 use crate::net::{
-    CLIENT, CLIENT_V6, GATEWAY, GATEWAY_V6, Namespace, Net, PATIENCE, command, element, elements,
+    CLIENT, CLIENT_V6, GATEWAY, GATEWAY_V6, Namespace, Net, PATIENCE, command, element, elements, patiently,
 };
 
 /// How long a connection that must fail may try.
@@ -156,7 +156,7 @@ fn removal_stops_an_established_connection_at_once() {
     assert!(net.passes(&net.internet.udp("9.9.9.9", 8), &beacon).is_some());
     for stream in [&mut client, &mut accepted] {
         stream.set_read_timeout(Some(REFUSAL_TIME)).unwrap();
-        assert_eq!(stream.read(&mut buffer).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(patiently(|| stream.read(&mut buffer)).unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }
 
@@ -176,14 +176,14 @@ fn packets_without_a_connection_do_not_leave_with_the_private_source() {
     assert!(net.passes(&net.internet.udp("8.8.8.8", 8), &beacon).is_some());
     listener.set_nonblocking(true).unwrap();
     let mut buffer = [0; 128];
-    assert_eq!(listener.recv(&mut buffer).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(patiently(|| listener.recv(&mut buffer)).unwrap_err().kind(), ErrorKind::WouldBlock);
 
     // Without our chains they would arrive: the test sees what it looks for.
     firewall.cleanup().unwrap();
     listener.set_nonblocking(false).unwrap();
     listener.set_read_timeout(Some(PATIENCE)).unwrap();
     sender.send(&tcp_segment(1060, 0x04)).unwrap();
-    listener.recv(&mut buffer).unwrap();
+    patiently(|| listener.recv(&mut buffer)).unwrap();
     assert_eq!(buffer[12..16], [10, 9, 0, 2]);
 }
 
@@ -238,7 +238,7 @@ fn on_a_machine_that_forwards_other_traffic_only_ours_is_judged() {
     let other = net.client.udp("10.9.0.99", 0);
     let target = net.internet.udp("8.8.8.8", 54);
     other.send_to(b"x", "8.8.8.8:54").unwrap();
-    let (_, source) = target.recv_from(&mut [0; 8]).unwrap();
+    let (_, source) = patiently(|| target.recv_from(&mut [0; 8])).unwrap();
     assert_eq!(source.ip().to_string(), "10.9.0.99");
     let started = Instant::now();
     assert_eq!(firewall.repair().unwrap(), []);

@@ -66,6 +66,15 @@ fn what_somebody_broke_is_named_and_works_again() {
     let found = repaired(&mut firewall);
     assert!(found.contains("ipset og4o was missing"), "{found}");
     assert!(net.passes(&unlisted, &beacon).is_none());
+
+    for chain in [["filter", "OG-FORWARD"], ["nat", "OG-NAT"]] {
+        command("iptables", &["-t", chain[0], "-F", chain[1]]);
+    }
+    destroy("og4o");
+    command("ipset", &["create", "og4o", "hash:net"]);
+    command("ipset", &["add", "og4o", "9.9.0.0/16"]);
+    assert!(repaired(&mut firewall).contains("ipset og4o was of another kind"));
+    assert!(net.passes(&unlisted, &beacon).is_none());
 }
 
 /// The kernel lets go of a set some time after its rule.

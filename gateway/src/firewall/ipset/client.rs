@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::message::{
-    Answer, Batch, Command, Counters, Listing, Request, nfproto, read_header, read_members, read_name,
-    read_protocol, read_revision,
-};
+use super::answer::{Answer, read_header, read_members, read_name, read_protocol, read_revision};
+use super::numbers::{Counters, nfproto};
+use super::request::{Batch, Command, Listing, Request, TableShape};
 use super::socket::{ExchangeError, Socket, Take};
 use super::{IpsetError, describe};
 use crate::firewall::layout::{Family, Member, Scope};
@@ -14,6 +13,9 @@ use crate::firewall::layout::{Family, Member, Scope};
 const OUR_PROTOCOL: u8 = 7;
 /// The oldest (`IPSET_PROTOCOL_MIN`).
 const OLDEST_PROTOCOL: u8 = 6;
+/// Least buckets of a table. When a member comes into or leaves a bucket, the kernel may copy the bucket, and what it counts
+/// in the old copy meanwhile is lost (`mtype_add`, `mtype_del`); in a wide table hardly two members share one.
+const MIN_TABLE_WIDTH: u32 = 65_536;
 /// How often a request is sent again when its answers were lost. Every request may run twice.
 const MAX_ATTEMPTS: usize = 5;
 
@@ -107,17 +109,19 @@ impl Client {
         }
     }
 
-    /// Makes a set with counters and room for `size` members, its table as wide as that, so that it never stalls to grow.
+    /// Makes a set with counters and room for `capacity` members, its table as wide as that, so that it never stalls to
+    /// grow.
     pub(in crate::firewall) fn create(
         &mut self,
         name: &str,
         scope: Scope,
         family: Family,
-        size: u32,
+        capacity: u32,
     ) -> Result<(), IpsetError> {
         let protocol = self.protocol;
+        let shape = TableShape { width: capacity.max(MIN_TABLE_WIDTH), capacity };
         let revision = self.revisions[scope as usize][family as usize];
-        let request = || Request::create(protocol, name, scope, family, revision, size);
+        let request = || Request::create(protocol, name, scope, family, revision, shape);
         self.order(&format!("create ipset {name}"), request)
     }
 

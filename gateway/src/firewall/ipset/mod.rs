@@ -1,17 +1,19 @@
 //! A small client for the kernel's ipset subsystem over netlink: what programs take a fork and milliseconds for is a
 //! message and microseconds here.
 //!
-//! [`attribute`] writes and reads netlink attributes, [`message`] builds requests and reads answers, [`socket`] carries
-//! them, [`client`] is what drivers call. Source of all formats: `linux/netfilter/ipset/ip_set.h` and
+//! [`attribute`] writes and reads netlink attributes, [`request`] and [`answer`] are made of them by [`numbers`],
+//! [`socket`] carries them, [`client`] is what drivers call. Source of all formats: `linux/netfilter/ipset/ip_set.h` and
 //! `net/netfilter/ipset/ip_set_core.c`.
 
+mod answer;
 mod attribute;
 mod client;
-mod message;
+mod numbers;
+mod request;
 mod socket;
 
 pub(super) use client::Client;
-pub(super) use message::Counters;
+pub(super) use numbers::Counters;
 
 /// What the kernel or the way to it said.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::message::{Answer, answers};
+use super::answer::{Answer, answers};
 
 /// Room for the largest message: an error that carries a whole 64 KiB batch.
 const RECEIVE_BUFFER_BYTES: usize = 128 * 1024;
