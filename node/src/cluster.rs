@@ -1,0 +1,241 @@
+//! What the rest of the server sees of replication: propose, read, follow.
+
+mod alone;
+mod start;
+mod status;
+mod stop;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use allowlist::{Digest, Revision};
+use raft_store::command::{BatchReply, Operation};
+use raft_store::types::NodeId;
+use raft_store::{NodeInfo, Snapshots, StateReader};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::raft::link::Peers;
+use crate::raft::proposer::Proposer;
+use crate::raft::wire::{ProposeFailure, Refusal};
+use crate::raft::{Raft, bootstrap, membership};
+
+pub use crate::raft::settings::Tuning;
+pub use start::ClusterSettings;
+pub(crate) use write::leader_of;
+
+/// Why a write did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// No leader in reach in time; the write provably never entered the log and may be sent again.
+    #[error("no quorum: {0}")]
+    NoQuorum(String),
+    /// The deadline passed while the write was under way: it may or may not take effect.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+    /// This node takes no writes (disk full, shutting down).
+    #[error("this node takes no writes: {0}")]
+    Unavailable(String),
+}
+
+/// A linearizable read could not be confirmed in time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no quorum: {0}")]
+pub struct ReadError(pub String);
+
+/// How this node stands in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Raft node id, a random number kept on the node's disk.
+    pub id: u64,
+    /// The configured name.
+    pub name: String,
+    /// `leader`, `follower`, `candidate`, `learner` or `shutdown`.
+    pub role: String,
+    /// Raft term.
+    pub term: u64,
+    /// Newest revision applied here.
+    pub applied: Revision,
+    /// Newest revision known to be committed.
+    pub committed: Revision,
+    /// Digest of the published set here.
+    pub digest: Digest,
+    /// Version of the program.
+    pub version: String,
+    /// Gateway sessions on this node.
+    pub gateways: Vec<GatewayStatus>,
+}
+
+/// How one gateway stands, as the node that holds its session knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayStatus {
+    /// The gateway's name.
+    pub name: String,
+    /// Version of its program.
+    pub version: String,
+    /// Address the session came from.
+    pub remote: String,
+    /// The node holding the session.
+    pub node: String,
+    /// Session start, Unix milliseconds.
+    pub connected_at_ms: u64,
+    /// Newest revision its kernel holds.
+    pub applied: Revision,
+    /// True when its last digest was equal to the node's at that revision.
+    pub in_sync: bool,
+    /// Kernel time of the last change, microseconds.
+    pub kernel_us: u64,
+    /// Elements it refused.
+    pub refused: u64,
+}
+
+/// One line of the cluster's overview.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Raft node id.
+    pub id: u64,
+    /// Name of the node.
+    pub name: String,
+    /// Its raft address, `host:port`.
+    pub address: String,
+    /// False for learners.
+    pub voter: bool,
+    /// What it said of itself just now; `None` when it did not answer.
+    pub status: Option<NodeStatus>,
+}
+
+/// Asks the feed for this node's gateway sessions.
+pub type GatewaySource = Arc<dyn Fn() -> Vec<GatewayStatus> + Send + Sync>;
+
+/// Handle on replication, cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: NodeId,
+    node: NodeInfo,
+    /// As configured, sorted; empty for a cluster of one.
+    configured_peers: Vec<String>,
+    admin_token_file: PathBuf,
+    snapshots: Snapshots,
+    raft: Raft,
+    reader: StateReader,
+    proposer: Proposer,
+    peers: Peers,
+    leadership: watch::Receiver<bool>,
+    complete: watch::Receiver<bool>,
+    gateways: Mutex<Option<GatewaySource>>,
+    /// Set when the node stops taking writes, before it hands over.
+    draining: CancellationToken,
+    /// Ends every task of this module.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    /// One change of the membership at a time.
+    joining: tokio::sync::Mutex<()>,
+}
+
+impl Cluster {
+    /// Tells where [`NodeStatus::gateways`] of this node comes from; called once by the feed's set-up.
+    pub fn set_gateway_source(&self, source: GatewaySource) {
+        *self.inner.gateways.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
+    }
+
+    /// The applied state of this node and its changes.
+    pub fn reader(&self) -> &StateReader {
+        &self.inner.reader
+    }
+
+    /// True while this node is the leader and knows it: the resolver runs then.
+    pub fn leadership(&self) -> watch::Receiver<bool> {
+        self.inner.leadership.clone()
+    }
+
+    /// True once this node is a voter of a cluster that has its id and its first admin token.
+    pub fn complete(&self) -> watch::Receiver<bool> {
+        self.inner.complete.clone()
+    }
+
+    /// This node's raft id.
+    pub fn id(&self) -> NodeId {
+        self.inner.id
+    }
+
+    /// This node's name.
+    pub fn name(&self) -> &str {
+        &self.inner.node.name
+    }
+
+    pub(crate) fn node(&self) -> &NodeInfo {
+        &self.inner.node
+    }
+
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.inner.raft
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.inner.peers
+    }
+
+    pub(crate) fn configured_peers(&self) -> &[String] {
+        &self.inner.configured_peers
+    }
+
+    pub(crate) fn admin_token_file(&self) -> &Path {
+        &self.inner.admin_token_file
+    }
+
+    pub(crate) fn snapshots(&self) -> &Snapshots {
+        &self.inner.snapshots
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.inner.draining.is_cancelled()
+    }
+
+    /// Through this node's own proposer.
+    pub(crate) async fn propose_here(
+        &self,
+        operations: Vec<Operation>,
+        deadline: Instant,
+    ) -> Result<BatchReply, ProposeFailure> {
+        self.inner.proposer.propose(operations, deadline).await
+    }
+
+    /// On the leader: makes a node a voter.
+    pub(crate) async fn join_here(&self, id: NodeId, node: NodeInfo, pristine: bool) -> Result<(), Refusal> {
+        let metrics = {
+            use openraft::async_runtime::WatchReceiver as _;
+            self.raft().metrics().borrow_watched().clone()
+        };
+        if metrics.state != openraft::ServerState::Leader {
+            return Err(Refusal::NotLeader { leader: leader_of(&metrics) });
+        }
+        let _one = self.inner.joining.lock().await;
+        membership::join(self.raft(), self.peers(), id, node, pristine).await
+    }
+
+    pub(crate) async fn probed(&self, peers: &[String]) -> Result<crate::raft::wire::Probe, Refusal> {
+        bootstrap::answer_probe(self, peers).await
+    }
+
+    /// Requests for another cluster or another node are refused.
+    pub(crate) fn check_target(&self, cluster: Option<Uuid>, to: Option<NodeId>) -> Result<(), Refusal> {
+        if let (Some(mine), Some(yours)) = (self.reader().state().cluster(), cluster)
+            && mine != yours
+        {
+            return Err(Refusal::WrongCluster { mine, yours });
+        }
+        match to {
+            Some(yours) if yours != self.id() => Err(Refusal::WrongTarget { mine: self.id(), yours }),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Opening a node: disk, raft, listener for peers, and the tasks around them.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context as _;
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver as _;
+use raft_store::{NodeInfo, Store, StoreOptions};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Cluster, Inner, Tuning};
+use crate::raft::link::{Identity, Peers};
+use crate::raft::network::NetworkFactory;
+use crate::raft::proposer::Proposer;
+use crate::raft::{Metrics, Raft, bootstrap, compaction, server};
+use crate::tls::NodeTls;
+
+/// What a node needs to know to take part in a cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterSettings {
+    /// Unique name of the node.
+    pub name: String,
+    /// Where its log, state and identity live.
+    pub data_dir: PathBuf,
+    /// `host:port` under which peers reach it.
+    pub advertise: String,
+    /// All nodes of the cluster, sorted; empty for a cluster of one.
+    pub peers: Vec<String>,
+    /// Where the first admin token is written, or was put beforehand.
+    pub admin_token_file: PathBuf,
+    /// Certificates.
+    pub tls: NodeTls,
+    /// Timeouts and sizes.
+    pub tuning: Tuning,
+}
+
+impl Cluster {
+    /// Opens the node's data directory and takes part in its cluster: founds it, joins it or goes on with it, in the
+    /// background. `listener` is where peers connect.
+    ///
+    /// # Errors
+    /// When the disk cannot be opened.
+    pub async fn start(settings: ClusterSettings, listener: TcpListener) -> anyhow::Result<Self> {
+        let ClusterSettings {
+            name,
+            data_dir,
+            advertise,
+            peers: configured_peers,
+            admin_token_file,
+            tls,
+            tuning,
+        } = settings;
+        let options = StoreOptions { new_id: rand::random(), ..StoreOptions::default() };
+        let store = Store::open(&data_dir, options).await?;
+        let node = NodeInfo { name, raft_address: advertise };
+        let id = store.id;
+        tracing::info!(node = %node, id = %format_args!("{id:016x}"), data = %data_dir.display(), "node opened");
+
+        let peers = Peers::new(Identity { id, reader: store.reader.clone() }, tls.peer_client());
+        let network = NetworkFactory { id, peers: peers.clone() };
+        let config = tuning.raft_config().context("settings for raft")?;
+        let raft =
+            Raft::new(id, config, network, store.log.clone(), store.machine).await.context("start raft")?;
+
+        let (lead, leadership) = watch::channel(false);
+        let (completed, complete) = watch::channel(false);
+        let cluster = Self {
+            inner: Arc::new(Inner {
+                id,
+                node,
+                configured_peers,
+                admin_token_file,
+                snapshots: store.snapshots,
+                proposer: Proposer::start(raft.clone(), &store.reader),
+                raft: raft.clone(),
+                reader: store.reader,
+                peers,
+                leadership,
+                complete,
+                gateways: Mutex::default(),
+                draining: CancellationToken::new(),
+                stop: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+                joining: tokio::sync::Mutex::new(()),
+            }),
+        };
+        let (tasks, stop) = (&cluster.inner.tasks, &cluster.inner.stop);
+        tasks.spawn(watch_leadership(raft.clone(), lead, stop.clone()));
+        tasks.spawn(compaction::run(raft, store.log, tuning, stop.clone()));
+        tasks.spawn(server::run(cluster.clone(), listener, tls.peer_server(), stop.clone()));
+        tasks.spawn(bootstrap::run(cluster.clone(), completed, stop.clone()));
+        tasks.spawn(forget_old_peers(cluster.clone(), stop.clone()));
+        Ok(cluster)
+    }
+}
+
+/// Tells whether this node leads.
+async fn watch_leadership(raft: Raft, lead: watch::Sender<bool>, stop: CancellationToken) {
+    let mut metrics = raft.metrics();
+    loop {
+        let leads = leads(&metrics.borrow_and_update());
+        lead.send_if_modified(|led| std::mem::replace(led, leads) != leads);
+        let changed = tokio::select! {
+            () = stop.cancelled() => break,
+            changed = metrics.changed() => changed,
+        };
+        if changed.is_err() {
+            break;
+        }
+    }
+    lead.send_replace(false);
+}
+
+fn leads(metrics: &Metrics) -> bool {
+    metrics.running_state.is_ok()
+        && metrics.state == ServerState::Leader
+        && metrics.current_leader == Some(metrics.id)
+}
+
+/// Drops connections to addresses that no member and no configured peer has.
+async fn forget_old_peers(cluster: Cluster, stop: CancellationToken) {
+    let mut metrics = cluster.raft().server_metrics();
+    loop {
+        {
+            let now = metrics.borrow_and_update();
+            let membership = now.membership_config.membership();
+            cluster.peers().retain(|address| {
+                cluster.configured_peers().iter().any(|peer| peer == address)
+                    || membership.nodes().any(|(_, node)| node.raft_address == address)
+            });
+        }
+        let changed = tokio::select! {
+            () = stop.cancelled() => return,
+            changed = metrics.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}

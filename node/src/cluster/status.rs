@@ -1,0 +1,77 @@
+//! How this node and the others stand.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver as _;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Cluster, MemberStatus, NodeStatus};
+use crate::raft::link::Purpose;
+use crate::raft::wire::{Request, Response};
+
+impl Cluster {
+    /// This node, with the gateway sessions it holds; `None` while it is part of no cluster.
+    pub fn node_status(&self) -> Option<NodeStatus> {
+        let metrics = self.raft().metrics().borrow_watched().clone();
+        metrics.last_log_index?;
+        let state = self.reader().state();
+        let gateways = self.inner.gateways.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let committed =
+            metrics.cluster_committed.max(metrics.local_committed).map_or(0, |log_id| log_id.index);
+        let role = match metrics.state {
+            ServerState::Leader => "leader",
+            ServerState::Follower => "follower",
+            ServerState::Candidate => "candidate",
+            ServerState::Learner => "learner",
+            ServerState::Shutdown => "shutdown",
+        };
+        Some(NodeStatus {
+            id: self.id(),
+            name: self.name().to_owned(),
+            role: role.to_owned(),
+            term: metrics.current_term,
+            applied: state.revision(),
+            committed: committed.max(state.revision()),
+            digest: state.published().digest(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            gateways: gateways.map(|source| source()).unwrap_or_default(),
+        })
+    }
+
+    /// All members, each asked over the peer network, in the order of their names.
+    pub async fn members(&self, timeout: Duration) -> Vec<MemberStatus> {
+        let deadline = Instant::now() + timeout;
+        let metrics = self.raft().metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        let voters: Vec<_> = membership.voter_ids().collect();
+        let mut asked = JoinSet::new();
+        for (id, node) in membership.nodes() {
+            let member = MemberStatus {
+                id: *id,
+                name: node.name.clone(),
+                address: node.raft_address.clone(),
+                voter: voters.contains(id),
+                status: None,
+            };
+            if *id == self.id() {
+                let status = self.node_status();
+                asked.spawn(async move { MemberStatus { status, ..member } });
+                continue;
+            }
+            let link = self.peers().link(&node.raft_address, Some(*id), Purpose::Forward);
+            asked.spawn(async move {
+                let status = match link.call(Request::Status, deadline).await {
+                    Ok(Response::Status(status)) => Some(status),
+                    Ok(_) | Err(_) => None,
+                };
+                MemberStatus { status, ..member }
+            });
+        }
+        let mut members = asked.join_all().await;
+        members.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        members
+    }
+}

@@ -1,0 +1,214 @@
+//! Writes and linearizable reads from any node: here when it leads, else over the connection to the leader.
+
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::{LinearizerOption, ServerState};
+use raft_store::NodeInfo;
+use raft_store::command::{BatchReply, Operation};
+use raft_store::types::NodeId;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Cluster, ReadError, WriteError};
+use crate::raft::link::{CallError, Link, Purpose};
+use crate::raft::wire::{ProposeFailure, Refusal, Request, Response};
+use crate::raft::{Metrics, MetricsWatch};
+
+/// Between two attempts to find a leader, unless raft reports a change before.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// The leader is given this much less time than the caller has, so that its answer arrives; never more than a quarter.
+const ANSWER_MARGIN: Duration = Duration::from_millis(50);
+
+/// Who leads, as far as this node knows.
+enum Leader {
+    Here,
+    At(Link),
+    Nobody,
+}
+
+/// Whether a failed attempt may be followed by another.
+enum Attempt<E> {
+    Again(String),
+    Final(E),
+}
+
+impl Cluster {
+    /// Writes `operations` as one atomic part of a log entry and returns when they are committed and applied on this
+    /// node (so that a read here sees them). Any node may be asked: it forwards to the leader.
+    ///
+    /// # Errors
+    /// [`WriteError`] within `timeout`.
+    pub async fn propose(
+        &self,
+        operations: Vec<Operation>,
+        timeout: Duration,
+    ) -> Result<BatchReply, WriteError> {
+        let deadline = Instant::now() + timeout;
+        if self.is_stopping() {
+            return Err(WriteError::Unavailable("it is shutting down".to_owned()));
+        }
+        let reply = self.commit(operations, deadline).await?;
+        self.wait_applied(reply.revision, deadline).await.map_err(|()| {
+            WriteError::Unknown(format!(
+                "it is committed at revision {}, but this node has not applied it yet",
+                reply.revision
+            ))
+        })?;
+        Ok(reply)
+    }
+
+    /// Returns once this node's state is at least as new as everything acknowledged anywhere before the call.
+    ///
+    /// # Errors
+    /// [`ReadError`] within `timeout`.
+    pub async fn read_barrier(&self, timeout: Duration) -> Result<u64, ReadError> {
+        let deadline = Instant::now() + timeout;
+        let index = self.read_index(deadline).await?;
+        self.wait_applied(index, deadline)
+            .await
+            .map_err(|()| ReadError(format!("this node has not applied revision {index} in time")))
+    }
+
+    async fn commit(&self, operations: Vec<Operation>, deadline: Instant) -> Result<BatchReply, WriteError> {
+        let mut metrics = self.raft().metrics();
+        loop {
+            let leader = self.leader(&metrics.borrow_and_update());
+            let attempt = match leader {
+                Leader::Here => self.commit_here(operations.clone(), deadline).await,
+                Leader::At(link) => commit_at(&link, operations.clone(), deadline).await,
+                Leader::Nobody => Err(Attempt::Again("no leader is known".to_owned())),
+            };
+            let reason = match attempt {
+                Ok(reply) => return Ok(reply),
+                Err(Attempt::Final(error)) => return Err(error),
+                Err(Attempt::Again(reason)) => reason,
+            };
+            if pause(&mut metrics, deadline).await.is_err() {
+                return Err(WriteError::NoQuorum(reason));
+            }
+        }
+    }
+
+    async fn commit_here(
+        &self,
+        operations: Vec<Operation>,
+        deadline: Instant,
+    ) -> Result<BatchReply, Attempt<WriteError>> {
+        self.propose_here(operations, deadline).await.map_err(Attempt::from)
+    }
+
+    /// Up to where a reader must have applied to see everything acknowledged so far.
+    async fn read_index(&self, deadline: Instant) -> Result<u64, ReadError> {
+        let mut metrics = self.raft().metrics();
+        loop {
+            let leader = self.leader(&metrics.borrow_and_update());
+            let attempt = match leader {
+                Leader::Here => {
+                    let time = deadline.saturating_duration_since(Instant::now());
+                    self.read_index_here(time).await.map_err(|refusal| refusal.to_string())
+                }
+                Leader::At(link) => read_index_at(&link, deadline).await,
+                Leader::Nobody => Err("no leader is known".to_owned()),
+            };
+            let reason = match attempt {
+                Ok(index) => return Ok(index),
+                Err(reason) => reason,
+            };
+            pause(&mut metrics, deadline).await.map_err(|()| ReadError(reason))?;
+        }
+    }
+
+    /// On the leader: confirms with a majority that it still leads.
+    pub(crate) async fn read_index_here(&self, time: Duration) -> Result<u64, Refusal> {
+        let fresh = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(time);
+        let confirmed = tokio::time::timeout(time, self.raft().get_read_linearizer(fresh)).await;
+        match confirmed {
+            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
+            Ok(Err(error)) => Err(match error.forward_to_leader() {
+                Some(forward) => {
+                    Refusal::NotLeader { leader: forward.leader_id.zip(forward.leader_node.clone()) }
+                }
+                None => Refusal::Unable(error.to_string()),
+            }),
+            Err(_) => Err(Refusal::Unable("the leader reached no majority in time".to_owned())),
+        }
+    }
+
+    /// The newest applied revision, once it is at least `revision`.
+    pub(super) async fn wait_applied(&self, revision: u64, deadline: Instant) -> Result<u64, ()> {
+        let mut revisions = self.reader().revisions();
+        match timeout_at(deadline, revisions.wait_for(|applied| *applied >= revision)).await {
+            Ok(Ok(applied)) => Ok(*applied),
+            Ok(Err(_)) | Err(_) => Err(()),
+        }
+    }
+
+    fn leader(&self, metrics: &Metrics) -> Leader {
+        match leader_of(metrics) {
+            Some((id, _)) if id == self.id() && metrics.state == ServerState::Leader => Leader::Here,
+            Some((id, _)) if id == self.id() => Leader::Nobody,
+            Some((id, node)) => Leader::At(self.peers().link(&node.raft_address, Some(id), Purpose::Forward)),
+            None => Leader::Nobody,
+        }
+    }
+}
+
+/// The leader and where it is, as far as the metrics tell.
+pub(crate) fn leader_of(metrics: &Metrics) -> Option<(NodeId, NodeInfo)> {
+    let id = metrics.current_leader?;
+    let node = metrics.membership_config.membership().get_node(&id)?;
+    Some((id, node.clone()))
+}
+
+async fn commit_at(
+    link: &Link,
+    operations: Vec<Operation>,
+    deadline: Instant,
+) -> Result<BatchReply, Attempt<WriteError>> {
+    let request = Request::Propose { operations, timeout_ms: time_for_leader(deadline) };
+    match link.call(request, deadline).await {
+        Ok(Response::Proposed(result)) => result.map_err(Attempt::from),
+        Ok(_) => Err(Attempt::Final(WriteError::Unknown("the leader's answer does not fit".to_owned()))),
+        Err(error) => Err(match error {
+            CallError::NotSent(reason) => Attempt::Again(format!("the leader cannot be reached: {reason}")),
+            CallError::Refused { .. } => Attempt::Again(error.to_string()),
+            CallError::Lost(_) | CallError::Timeout(_) => {
+                Attempt::Final(WriteError::Unknown(error.to_string()))
+            }
+        }),
+    }
+}
+
+async fn read_index_at(link: &Link, deadline: Instant) -> Result<u64, String> {
+    match link.call(Request::ReadIndex { timeout_ms: time_for_leader(deadline) }, deadline).await {
+        Ok(Response::ReadIndex(index)) => Ok(index),
+        Ok(_) => Err("the leader's answer does not fit".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn time_for_leader(deadline: Instant) -> u64 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    u64::try_from((left - ANSWER_MARGIN.min(left / 4)).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Waits until raft knows something new or a little while; an error when `deadline` is over.
+async fn pause(metrics: &mut MetricsWatch, deadline: Instant) -> Result<(), ()> {
+    let wake = deadline.min(Instant::now() + RETRY_PAUSE);
+    if let Ok(Err(_)) = timeout_at(wake, metrics.changed()).await {
+        // Raft has ended; nothing will change.
+        tokio::time::sleep_until(wake).await;
+    }
+    if Instant::now() < deadline { Ok(()) } else { Err(()) }
+}
+
+impl From<ProposeFailure> for Attempt<WriteError> {
+    fn from(failure: ProposeFailure) -> Self {
+        match failure {
+            ProposeFailure::NotLeader => Self::Again("the leader is changing".to_owned()),
+            ProposeFailure::NotEntered(reason) => Self::Final(WriteError::NoQuorum(reason)),
+            ProposeFailure::Unknown(reason) => Self::Final(WriteError::Unknown(reason)),
+            ProposeFailure::Unavailable(reason) => Self::Final(WriteError::Unavailable(reason)),
+        }
+    }
+}

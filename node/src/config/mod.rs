@@ -1,0 +1,411 @@
+//! The server's configuration: one typed struct, filled from a YAML file, then the environment, then flags.
+//!
+//! A key nobody reads is an error that names it; a value that cannot work is an error that says what would.
+
+mod flags;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use flags::{Flags, normalise};
+
+/// Where data lives unless configured.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/outputguard";
+/// API and UI.
+pub const DEFAULT_API_LISTEN: &str = "0.0.0.0:8080";
+/// Gateway feed.
+pub const DEFAULT_FEED_LISTEN: &str = "0.0.0.0:8443";
+/// Peers.
+pub const DEFAULT_RAFT_LISTEN: &str = "0.0.0.0:8081";
+/// Most bytes a configuration file may have.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Longest node name, so that it fits a DNS label and a certificate.
+const MAX_NAME_CHARS: usize = 63;
+
+/// A configuration that can be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Unique name of the node.
+    pub name: String,
+    /// Log, state, snapshots, identity.
+    pub data_dir: PathBuf,
+    /// Plain HTTP: API, UI, metrics, health.
+    pub listen_api: SocketAddr,
+    /// TLS: the same, and the gateway feed.
+    pub listen_feed: SocketAddr,
+    /// TLS with client certificates: peers only.
+    pub listen_raft: SocketAddr,
+    /// `host:port` under which peers reach [`Config::listen_raft`].
+    pub advertise: String,
+    /// All nodes of the cluster, this one included, sorted; empty for a cluster of one.
+    pub peers: Vec<String>,
+    /// CA and node certificates.
+    pub tls_dir: PathBuf,
+    /// Where the first admin token is written, or was put beforehand.
+    pub admin_token_file: PathBuf,
+    /// DNS.
+    pub resolver: ResolverConfig,
+}
+
+/// How the leader asks DNS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolverConfig {
+    /// Servers to ask; empty for the system's.
+    pub upstreams: Vec<SocketAddr>,
+    /// Never ask a name more often.
+    pub min_interval: Duration,
+    /// Ask a name at least this often.
+    pub max_interval: Duration,
+    /// How long an address outlives its last sighting.
+    pub linger: Duration,
+}
+
+/// Why a configuration cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read configuration {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not a configuration; the message names line and key.
+    #[error("configuration {path}: {message}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// What the parser says.
+        message: String,
+    },
+    /// A value cannot work.
+    #[error("configuration key {key}: {problem}; {remedy}")]
+    Value {
+        /// The key, `section.key`.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+        /// What would be right.
+        remedy: &'static str,
+    },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    node: NodeSection,
+    listen: ListenSection,
+    cluster: ClusterSection,
+    tls: TlsSection,
+    auth: AuthSection,
+    resolver: ResolverSection,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct NodeSection {
+    name: Option<String>,
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ListenSection {
+    api: Option<String>,
+    feed: Option<String>,
+    raft: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ClusterSection {
+    advertise: Option<String>,
+    peers: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TlsSection {
+    dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct AuthSection {
+    admin_token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ResolverSection {
+    upstreams: Option<Vec<String>>,
+    min_interval_s: Option<u64>,
+    max_interval_s: Option<u64>,
+    linger_s: Option<u64>,
+}
+
+impl Config {
+    /// Reads the file named by the flags (none is fine) and lays environment and flags over it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first thing that cannot work.
+    pub fn load(flags: Flags) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            Some(path) => read(path)?,
+            None => File::default(),
+        };
+        build(file, flags)
+    }
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let fail = |source| ConfigError::Read { path: path.to_owned(), source };
+    let len = std::fs::metadata(path).map_err(fail)?.len();
+    if len > MAX_FILE_BYTES {
+        let message = format!("{len} bytes, at most {MAX_FILE_BYTES} are read");
+        return Err(ConfigError::Parse { path: path.to_owned(), message });
+    }
+    let text = std::fs::read_to_string(path).map_err(fail)?;
+    if text.trim().is_empty() {
+        return Ok(File::default());
+    }
+    serde_saphyr::from_str(&text)
+        .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })
+}
+
+fn build(file: File, flags: Flags) -> Result<Config, ConfigError> {
+    let name = match flags.node_name.or(file.node.name) {
+        Some(name) => name,
+        None => host_name()?,
+    };
+    check_name(&name)?;
+    let data_dir = flags.data_dir.or(file.node.data_dir).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR));
+    let listen_api = listen("listen.api", flags.listen_api.or(file.listen.api), DEFAULT_API_LISTEN)?;
+    let listen_feed = listen("listen.feed", flags.listen_feed.or(file.listen.feed), DEFAULT_FEED_LISTEN)?;
+    let listen_raft = listen("listen.raft", flags.listen_raft.or(file.listen.raft), DEFAULT_RAFT_LISTEN)?;
+    let mut peers = flags.peers.or(file.cluster.peers).unwrap_or_default();
+    for peer in &peers {
+        check_host_port("cluster.peers", peer)?;
+    }
+    peers.sort();
+    peers.dedup();
+    let advertise = match flags.advertise.or(file.cluster.advertise) {
+        Some(advertise) => advertise,
+        None if peers.is_empty() => format!("{name}:{}", listen_raft.port()),
+        None => {
+            return Err(ConfigError::Value {
+                key: "cluster.advertise",
+                problem: "missing, but cluster.peers is given".to_owned(),
+                remedy: "set it to this node's own host:port as it stands in cluster.peers",
+            });
+        }
+    };
+    check_host_port("cluster.advertise", &advertise)?;
+    if !peers.is_empty() && !peers.contains(&advertise) {
+        return Err(ConfigError::Value {
+            key: "cluster.advertise",
+            problem: format!("{advertise} is not among cluster.peers ({})", peers.join(", ")),
+            remedy: "list every node of the cluster there, this one included, written the same way on all",
+        });
+    }
+    let tls_dir = flags.tls_dir.or(file.tls.dir).unwrap_or_else(|| data_dir.join("tls"));
+    let admin_token_file =
+        flags.admin_token_file.or(file.auth.admin_token_file).unwrap_or_else(|| data_dir.join("admin.token"));
+    let resolver = resolver(
+        flags.resolver_upstreams.or(file.resolver.upstreams),
+        flags.resolver_min_interval_s.or(file.resolver.min_interval_s),
+        flags.resolver_max_interval_s.or(file.resolver.max_interval_s),
+        flags.resolver_linger_s.or(file.resolver.linger_s),
+    )?;
+    Ok(Config {
+        name,
+        data_dir,
+        listen_api,
+        listen_feed,
+        listen_raft,
+        advertise,
+        peers,
+        tls_dir,
+        admin_token_file,
+        resolver,
+    })
+}
+
+fn host_name() -> Result<String, ConfigError> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => Err(ConfigError::Value {
+            key: "node.name",
+            problem: "missing, and this machine has no host name".to_owned(),
+            remedy: "give every node a unique name",
+        }),
+        name => Ok(name.to_owned()),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.' || c == '_';
+    if name.is_empty() || name.len() > MAX_NAME_CHARS || !name.chars().all(fits) || name.starts_with('.') {
+        return Err(ConfigError::Value {
+            key: "node.name",
+            problem: format!("{name:?} cannot name a node"),
+            remedy: "use 1 to 63 letters, digits, '-', '_' or '.', for example server-1",
+        });
+    }
+    Ok(())
+}
+
+fn listen(key: &'static str, text: Option<String>, default: &str) -> Result<SocketAddr, ConfigError> {
+    let text = text.unwrap_or_else(|| default.to_owned());
+    text.parse().map_err(|_| ConfigError::Value {
+        key,
+        problem: format!("{text:?} is not an address to listen on"),
+        remedy: "write IP:port, for example 0.0.0.0:8080 or [::]:8080",
+    })
+}
+
+fn check_host_port(key: &'static str, text: &str) -> Result<(), ConfigError> {
+    let fits = text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host_fits = match bare {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => {
+                !host.is_empty()
+                    && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
+            }
+        };
+        host_fits && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if fits {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        key,
+        problem: format!("{text:?} is not the address of a node"),
+        remedy: "write host:port, for example server-1:8081, 10.1.0.1:8081 or [fd00::1]:8081",
+    })
+}
+
+/// Clamp of the time between two lookups of a name (see the resolver), seconds.
+const DEFAULT_MIN_INTERVAL_S: u64 = 5;
+const DEFAULT_MAX_INTERVAL_S: u64 = 60;
+/// How long an address outlives its last sighting, seconds.
+const DEFAULT_LINGER_S: u64 = 600;
+const DNS_PORT: u16 = 53;
+
+fn resolver(
+    upstreams: Option<Vec<String>>,
+    min_s: Option<u64>,
+    max_s: Option<u64>,
+    linger_s: Option<u64>,
+) -> Result<ResolverConfig, ConfigError> {
+    let upstreams = upstreams.unwrap_or_default();
+    let upstreams = upstreams.iter().map(|text| upstream(text)).collect::<Result<_, _>>()?;
+    let (min_s, max_s) = (min_s.unwrap_or(DEFAULT_MIN_INTERVAL_S), max_s.unwrap_or(DEFAULT_MAX_INTERVAL_S));
+    if min_s == 0 || min_s > max_s {
+        return Err(ConfigError::Value {
+            key: "resolver.min_interval_s",
+            problem: format!("{min_s} s, with resolver.max_interval_s at {max_s} s"),
+            remedy: "use 1 or more seconds, and not more than resolver.max_interval_s",
+        });
+    }
+    Ok(ResolverConfig {
+        upstreams,
+        min_interval: Duration::from_secs(min_s),
+        max_interval: Duration::from_secs(max_s),
+        linger: Duration::from_secs(linger_s.unwrap_or(DEFAULT_LINGER_S)),
+    })
+}
+
+fn upstream(text: &str) -> Result<SocketAddr, ConfigError> {
+    let bare = || text.parse().map(|ip| SocketAddr::new(ip, DNS_PORT));
+    text.parse().or_else(|_| bare()).map_err(|_: std::net::AddrParseError| ConfigError::Value {
+        key: "resolver.upstreams",
+        problem: format!("{text:?} is not the address of a DNS server"),
+        remedy: "write IP:port or IP, for example 10.1.0.53:53",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    const WHOLE: &str = r#"
+node: { name: server-1, data_dir: /data }
+listen: { api: "127.0.0.1:1", feed: "127.0.0.1:2", raft: "127.0.0.1:3" }
+cluster: { advertise: "10.1.0.1:8081", peers: ["10.1.0.2:8081", "10.1.0.1:8081"] }
+tls: { dir: /tls }
+auth: { admin_token_file: /token }
+resolver: { upstreams: ["10.1.0.53:53", "fd00::53"], min_interval_s: 1, max_interval_s: 2, linger_s: 3 }
+"#;
+
+    fn load(text: &str, flags: &[&str]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server.yaml");
+        std::fs::write(&path, text).unwrap();
+        let args = ["outputguard-server", "--config", path.to_str().unwrap()];
+        let flags = Flags::try_parse_from(args.iter().chain(flags)).map_err(|error| error.to_string())?;
+        Config::load(flags).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_whole_file_fills_every_value() {
+        let config = load(WHOLE, &[]).unwrap();
+        assert_eq!(config.name, "server-1");
+        assert_eq!(config.peers, ["10.1.0.1:8081", "10.1.0.2:8081"], "sorted");
+        assert_eq!(config.tls_dir, Path::new("/tls"));
+        assert_eq!(config.resolver.upstreams[1], "[fd00::53]:53".parse().unwrap());
+        assert_eq!(config.resolver.linger, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn an_empty_file_is_a_cluster_of_one_with_defaults_below_the_data_directory() {
+        let config = load("", &["--data-dir", "/x", "--node-name", "a"]).unwrap();
+        assert_eq!(config.advertise, "a:8081");
+        assert_eq!(config.tls_dir, Path::new("/x/tls"));
+        assert_eq!(config.admin_token_file, Path::new("/x/admin.token"));
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let config = load(WHOLE, &["--node-name", "other", "--listen-api", "127.0.0.1:9"]).unwrap();
+        assert_eq!((config.name.as_str(), config.listen_api.port()), ("other", 9));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = load("node:\n  name: a\n  datadir: /x\n", &[]).unwrap_err();
+        assert!(error.contains("datadir") && error.contains("line 3"), "{error}");
+        let error = load("nodes: {}\n", &[]).unwrap_err();
+        assert!(error.contains("nodes"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_names_its_key_and_what_would_be_right() {
+        let cases = [
+            ("listen: { api: '8080' }", "listen.api", "IP:port"),
+            ("cluster: { peers: ['a:8081'] }", "cluster.advertise", "host:port"),
+            ("cluster: { advertise: 'b:1', peers: ['a:8081'] }", "cluster.advertise", "this one included"),
+            ("cluster: { advertise: 'b', peers: ['b'] }", "cluster.peers", "host:port"),
+            ("resolver: { upstreams: [dns.example] }", "resolver.upstreams", "IP:port"),
+            ("resolver: { min_interval_s: 0 }", "resolver.min_interval_s", "1 or more"),
+            ("node: { name: 'a b' }", "node.name", "letters"),
+        ];
+        for (text, key, remedy) in cases {
+            let error = load(text, &[]).unwrap_err();
+            assert!(error.contains(key) && error.contains(remedy), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn malformed_yaml_names_file_and_line() {
+        let error = load("node: {\n", &[]).unwrap_err();
+        assert!(error.contains("server.yaml") && error.contains("line"), "{error}");
+    }
+}

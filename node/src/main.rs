@@ -1,0 +1,65 @@
+//! `outputguard-server`: see [`node::run`].
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use node::config::{Config, Flags, normalise};
+use node::run::{Listeners, run};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// What is logged unless `OUTPUTGUARD_LOG` says otherwise. openraft tells its whole inner life at level info.
+const DEFAULT_LOG: &str = "info,openraft=warn";
+
+fn main() -> ExitCode {
+    let flags = Flags::parse_from(normalise(std::env::args_os()));
+    start_tracing();
+    // An error means that a provider is there already, and there is only this one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match serve(flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(flags: Flags) -> anyhow::Result<()> {
+    let config = Config::load(flags)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = shutdown_signal()?;
+        let listeners = Listeners::bind(&config).await?;
+        run(config, listeners, shutdown).await
+    })
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+fn shutdown_signal() -> std::io::Result<CancellationToken> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = CancellationToken::new();
+    let cancelled = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        cancelled.cancel();
+    });
+    Ok(shutdown)
+}
+
+fn start_tracing() {
+    let filter = EnvFilter::try_from_env("OUTPUTGUARD_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+#[allow(
+    clippy::print_stderr,
+    reason = "the last words of a process belong on stderr, whatever the log filter"
+)]
+fn complain(error: &anyhow::Error) {
+    eprintln!("outputguard-server: {error:#}");
+}

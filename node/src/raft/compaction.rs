@@ -1,0 +1,62 @@
+//! Decides when this node makes a snapshot, after which raft drops old log entries: after a number of entries, or when
+//! the log has grown large on disk.
+
+use std::time::Duration;
+
+use openraft::LogIdOptionExt as _;
+use openraft::async_runtime::WatchReceiver as _;
+use raft_store::LogStore;
+use rand::Rng as _;
+use tokio_util::sync::CancellationToken;
+
+use super::settings::Tuning;
+use super::{Metrics, Raft};
+
+/// A snapshot is also due when the log's files are larger than this.
+const MAX_LOG_BYTES: u64 = 256 * 1024 * 1024;
+/// … but not before the log has this many new entries: dropping what is behind a snapshot takes a while.
+const MIN_ENTRIES_BETWEEN: u64 = 1_000;
+/// How often the log is looked at.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Runs until `stop`, or until raft ends.
+pub(crate) async fn run(raft: Raft, log: LogStore, tuning: Tuning, stop: CancellationToken) {
+    let metrics = raft.metrics();
+    let mut last = snapshot_index(&metrics.borrow_watched());
+    let mut threshold = jittered(tuning.snapshot_after_entries);
+    let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let applied = {
+            let metrics = metrics.borrow_watched();
+            // One that came from the leader counts too.
+            last = last.max(snapshot_index(&metrics));
+            metrics.last_applied.index().unwrap_or(0)
+        };
+        let behind = applied.saturating_sub(last);
+        let size = log.size();
+        let large = size.bytes > MAX_LOG_BYTES && behind >= MIN_ENTRIES_BETWEEN;
+        if behind < threshold && !large {
+            continue;
+        }
+        tracing::info!(applied, entries = size.entries, bytes = size.bytes, "making a snapshot");
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+        last = applied;
+        threshold = jittered(tuning.snapshot_after_entries);
+    }
+}
+
+fn snapshot_index(metrics: &Metrics) -> u64 {
+    metrics.snapshot.map_or(0, |log_id| log_id.index)
+}
+
+/// Within a tenth of `entries`, so that nodes do not all write at once.
+fn jittered(entries: u64) -> u64 {
+    let tenth = entries / 10;
+    rand::rng().random_range(entries - tenth..=entries + tenth).max(1)
+}

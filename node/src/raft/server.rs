@@ -1,0 +1,317 @@
+//! The listener for peers: TLS with client certificates, frames, dispatch.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{SinkExt, StreamExt as _};
+use openraft::errors::RaftError;
+use openraft::raft::AppendEntriesResponse;
+use raft_store::TypeConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::codec::{FramedRead, FramedWrite};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::link::tune;
+use super::snapshot::Incoming;
+use super::wire::{Answer, Envelope, Refusal, Request, Response, decode, encode, framing};
+use crate::cluster::Cluster;
+
+/// A peer must finish TLS within this time.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at once, all peers together; more are closed at once.
+const MAX_CONNECTIONS: usize = 256;
+/// Requests of one connection under way; the next is not read before one is answered.
+const MAX_REQUESTS: usize = 256;
+/// Appends of one connection under way, likewise. More than a peer sends ahead.
+const MAX_APPENDS: usize = 32;
+/// After a failing accept (no file descriptors), wait this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves peers until `stop`.
+pub(crate) async fn run(
+    cluster: Cluster,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    stop: CancellationToken,
+) {
+    let acceptor = TlsAcceptor::from(tls);
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept peer connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
+            tracing::warn!(peer = %remote, "refused a peer connection: {MAX_CONNECTIONS} are open");
+            continue;
+        };
+        let (cluster, acceptor, stop) = (cluster.clone(), acceptor.clone(), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = welcome(cluster, acceptor, stream, remote, permit) => {}
+            }
+        });
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn welcome(
+    cluster: Cluster,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    remote: SocketAddr,
+    _permit: OwnedSemaphorePermit,
+) {
+    if let Err(error) = tune(&stream) {
+        tracing::debug!(peer = %remote, %error, "set up peer connection");
+        return;
+    }
+    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let connection = PeerConnection { cluster, remote, incoming: None };
+            connection.serve(stream).await;
+        }
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            tracing::debug!(peer = %remote, "peer connection closed before TLS was up");
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(
+                peer = %remote,
+                %error,
+                "refused a peer connection: peers speak TLS and show a certificate of the cluster's CA"
+            );
+        }
+        Err(_) => tracing::warn!(peer = %remote, "refused a peer connection: no TLS handshake in time"),
+    }
+}
+
+type AppendResult = Result<AppendEntriesResponse<TypeConfig>, RaftError<TypeConfig>>;
+type PendingAppend = Pin<Box<dyn Future<Output = (u64, AppendResult)> + Send>>;
+
+struct PeerConnection {
+    cluster: Cluster,
+    remote: SocketAddr,
+    incoming: Option<Incoming>,
+}
+
+impl PeerConnection {
+    async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Send + 'static) {
+        let (read, write) = tokio::io::split(stream);
+        let mut frames = FramedRead::new(read, framing());
+        let (answers, queue) = mpsc::channel(MAX_REQUESTS);
+        let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
+        let mut appends: FuturesOrdered<PendingAppend> = FuturesOrdered::new();
+        let writer = tokio::spawn(write_answers(write, queue));
+        // Requests under way end with the connection.
+        let mut handlers = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some((sequence, result)) = appends.next(), if !appends.is_empty() => {
+                    if answers.send(Answer { sequence, response: append_response(result) }).await.is_err() {
+                        break;
+                    }
+                }
+                Some(_) = handlers.join_next(), if !handlers.is_empty() => {}
+                frame = frames.next(), if appends.len() < MAX_APPENDS => {
+                    let Some(frame) = frame else { break };
+                    let envelope = match frame.map_err(|error| error.to_string()).and_then(|frame| {
+                        decode::<Envelope>(&frame).map_err(|error| error.to_string())
+                    }) {
+                        Ok(envelope) => envelope,
+                        Err(error) => {
+                            tracing::warn!(peer = %self.remote, error, "closing a peer connection");
+                            break;
+                        }
+                    };
+                    let sequence = envelope.sequence;
+                    match self.accept(envelope).await {
+                        Next::Append(mut pending) => {
+                            // The first poll hands it to raft, so that appends enter in the order they came.
+                            match futures_util::poll!(&mut pending) {
+                                std::task::Poll::Ready(done) => appends.push_back(Box::pin(async { done })),
+                                std::task::Poll::Pending => appends.push_back(pending),
+                            }
+                        }
+                        Next::Answer(response) => {
+                            if answers.send(Answer { sequence, response }).await.is_err() {
+                                break;
+                            }
+                        }
+                        Next::AnswerTo(sequence, response) => {
+                            if answers.send(Answer { sequence, response }).await.is_err() {
+                                break;
+                            }
+                        }
+                        Next::Nothing => {}
+                        Next::Handle(request) => {
+                            let Ok(permit) = Arc::clone(&requests).acquire_owned().await else { break };
+                            let (cluster, answers) = (self.cluster.clone(), answers.clone());
+                            handlers.spawn(async move {
+                                let response = cluster.handle(request).await.unwrap_or_else(Response::Refused);
+                                // The peer may be gone.
+                                let _ = answers.send(Answer { sequence, response }).await;
+                                drop(permit);
+                            });
+                        }
+                    }
+                }
+            }
+        }
+        writer.abort();
+    }
+
+    async fn accept(&mut self, envelope: Envelope) -> Next {
+        let Envelope { sequence, cluster, from, to, request } = envelope;
+        if let Err(refusal) = self.cluster.check_target(cluster, to) {
+            tracing::warn!(
+                peer = %self.remote,
+                from = %format_args!("{from:016x}"),
+                "refused a peer's request: this node says {refusal}"
+            );
+            return Next::Answer(Response::Refused(refusal));
+        }
+        match request {
+            Request::Append(append) => match append.into_request() {
+                Ok(request) => {
+                    let raft = self.cluster.raft().clone();
+                    Next::Append(Box::pin(async move { (sequence, raft.append_entries(request).await) }))
+                }
+                Err(error) => Next::Answer(Response::Refused(Refusal::Malformed(error.to_string()))),
+            },
+            Request::SnapshotBegin { vote, len } => {
+                match Incoming::begin(&self.cluster, sequence, vote, len).await {
+                    Ok(incoming) => {
+                        self.incoming = Some(incoming);
+                        Next::Nothing
+                    }
+                    Err(refusal) => Next::Answer(Response::Refused(refusal)),
+                }
+            }
+            Request::SnapshotChunk(bytes) => match &mut self.incoming {
+                Some(incoming) => match incoming.chunk(bytes.0).await {
+                    Ok(()) => Next::Nothing,
+                    Err(refusal) => {
+                        let sequence = incoming.sequence;
+                        self.incoming = None;
+                        Next::AnswerTo(sequence, Response::Refused(refusal))
+                    }
+                },
+                // What is left of a transfer that was refused.
+                None => Next::Nothing,
+            },
+            Request::SnapshotEnd => match self.incoming.take() {
+                Some(incoming) => {
+                    let sequence = incoming.sequence;
+                    let response = incoming.install(self.cluster.raft()).await;
+                    Next::AnswerTo(sequence, response.map_or_else(Response::Refused, Response::Snapshot))
+                }
+                None => Next::Nothing,
+            },
+            request => Next::Handle(request),
+        }
+    }
+}
+
+/// What to do with a request.
+enum Next {
+    /// In order with the other appends.
+    Append(PendingAppend),
+    /// Beside others.
+    Handle(Request),
+    Answer(Response),
+    AnswerTo(u64, Response),
+    Nothing,
+}
+
+fn append_response(result: AppendResult) -> Response {
+    match result {
+        Ok(response) => Response::Append(response),
+        Err(error) => Response::Refused(Refusal::Unable(error.to_string())),
+    }
+}
+
+async fn write_answers(write: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Answer>) {
+    let mut sink = FramedWrite::new(write, framing());
+    while let Some(answer) = queue.recv().await {
+        let mut next = Some(answer);
+        while let Some(answer) = next {
+            let Some(frame) = frame(answer) else { return };
+            if sink.feed(frame).await.is_err() {
+                return;
+            }
+            next = queue.try_recv().ok();
+        }
+        if SinkExt::<Bytes>::flush(&mut sink).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// An answer that is too large becomes a refusal; the refusal always fits.
+fn frame(answer: Answer) -> Option<Bytes> {
+    let sequence = answer.sequence;
+    encode(&answer)
+        .or_else(|error| {
+            encode(&Answer { sequence, response: Response::Refused(Refusal::Unable(error.to_string())) })
+        })
+        .ok()
+}
+
+impl Cluster {
+    /// Requests that are handled beside others.
+    async fn handle(&self, request: Request) -> Result<Response, Refusal> {
+        let unable = |error: &dyn std::fmt::Display| Refusal::Unable(error.to_string());
+        match request {
+            Request::Vote(request) => {
+                self.raft().vote(request).await.map(Response::Vote).map_err(|error| unable(&error))
+            }
+            Request::PreVote(request) => {
+                self.raft().pre_vote(request).await.map(Response::Vote).map_err(|error| unable(&error))
+            }
+            Request::TransferLeader(request) => {
+                let handed = self.raft().handle_transfer_leader(request).await;
+                handed.map(Response::TransferLeader).map_err(|error| unable(&error))
+            }
+            Request::Propose { operations, timeout_ms } => {
+                let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+                Ok(Response::Proposed(self.propose_here(operations, deadline).await))
+            }
+            Request::ReadIndex { timeout_ms } => {
+                self.read_index_here(Duration::from_millis(timeout_ms)).await.map(Response::ReadIndex)
+            }
+            Request::Status => self
+                .node_status()
+                .map(Response::Status)
+                .ok_or_else(|| Refusal::Unable("it is starting".into())),
+            Request::Probe { peers } => self.probed(&peers).await.map(Response::Probe),
+            Request::Join { id, node, pristine } => {
+                self.join_here(id, node, pristine).await.map(|()| Response::Joined)
+            }
+            Request::Append(_)
+            | Request::SnapshotBegin { .. }
+            | Request::SnapshotChunk(_)
+            | Request::SnapshotEnd => Err(Refusal::Malformed("out of order".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! What peers say to each other: length, version byte, bincode. Enums are append-only and a new field means a new
+//! variant, so that nodes of neighbouring versions understand each other during a rolling upgrade.
+//!
+//! Every request names the cluster (once it has a name) and the node it is meant for: an address that now belongs to
+//! another node, or to another cluster, must not be taken for the old one.
+
+use std::fmt;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use raft_store::command::{BatchReply, Operation};
+use raft_store::types::{Entry, LogId, NodeId, Vote};
+use raft_store::{NodeInfo, TypeConfig};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio_util::codec::LengthDelimitedCodec;
+use uuid::Uuid;
+
+use crate::cluster::NodeStatus;
+
+/// First byte of every frame.
+pub(crate) const WIRE_VERSION: u8 = 1;
+/// Largest frame. A log entry holds at most [`super::proposer::MAX_ENTRY_BYTES`], and append frames are cut at
+/// [`MAX_APPEND_BYTES`] plus one entry.
+pub(crate) const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
+/// Entries are added to an append frame until it holds this much.
+pub(crate) const MAX_APPEND_BYTES: usize = 1024 * 1024;
+/// Piece of a snapshot in one frame.
+pub(crate) const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
+
+/// A request and where it belongs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Envelope {
+    /// Counts up on a connection; the answer carries it.
+    pub(crate) sequence: u64,
+    /// The sender's cluster, `None` before it has one.
+    pub(crate) cluster: Option<Uuid>,
+    /// The sender.
+    pub(crate) from: NodeId,
+    /// Whom the sender wants to talk to; `None` for whoever is at the address.
+    pub(crate) to: Option<NodeId>,
+    /// What.
+    pub(crate) request: Request,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    /// Of the request.
+    pub(crate) sequence: u64,
+    /// What.
+    pub(crate) response: Response,
+}
+
+/// What a node may ask of another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Log entries or a heartbeat. Handled in the order of arrival, answered in the same order.
+    Append(Append),
+    /// Raft.
+    Vote(VoteRequest<TypeConfig>),
+    /// Raft.
+    PreVote(VoteRequest<TypeConfig>),
+    /// Raft.
+    TransferLeader(TransferLeaderRequest<TypeConfig>),
+    /// A snapshot follows on this connection. Only refusals are answered before [`Request::SnapshotEnd`], and the
+    /// final answer carries the sequence of this request.
+    SnapshotBegin {
+        /// Of the leader.
+        vote: Vote,
+        /// Length of the file, bytes.
+        len: u64,
+    },
+    /// The next bytes.
+    SnapshotChunk(Blob),
+    /// All bytes are sent.
+    SnapshotEnd,
+    /// A write for the leader.
+    Propose {
+        /// See [`crate::cluster::Cluster::propose`].
+        operations: Vec<Operation>,
+        /// Answer within this time, milliseconds.
+        timeout_ms: u64,
+    },
+    /// Asks the leader up to where a reader must have applied to see everything acknowledged so far.
+    ReadIndex {
+        /// Answer within this time, milliseconds.
+        timeout_ms: u64,
+    },
+    /// How the node stands.
+    Status,
+    /// Before there is a cluster: who are you, and do you belong to one?
+    Probe {
+        /// The asker's configured peers, sorted: nodes that are to found a cluster must agree on them.
+        peers: Vec<String>,
+    },
+    /// Asks the leader to make a node a member.
+    Join {
+        /// The new node's id.
+        id: NodeId,
+        /// Its name and address.
+        node: NodeInfo,
+        /// True while its log is empty.
+        pristine: bool,
+    },
+}
+
+/// What a node answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Response {
+    /// Not done at all.
+    Refused(Refusal),
+    /// To [`Request::Append`].
+    Append(AppendEntriesResponse<TypeConfig>),
+    /// To [`Request::Vote`] and [`Request::PreVote`].
+    Vote(VoteResponse<TypeConfig>),
+    /// To [`Request::TransferLeader`].
+    TransferLeader(TransferLeaderResponse<TypeConfig>),
+    /// To [`Request::SnapshotEnd`].
+    Snapshot(SnapshotResponse<TypeConfig>),
+    /// To [`Request::Propose`].
+    Proposed(Result<BatchReply, ProposeFailure>),
+    /// To [`Request::ReadIndex`]: a log index.
+    ReadIndex(u64),
+    /// To [`Request::Status`].
+    Status(NodeStatus),
+    /// To [`Request::Probe`].
+    Probe(Probe),
+    /// To [`Request::Join`]: the node is a voter.
+    Joined,
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// The nodes belong to different clusters.
+    #[error("it belongs to cluster {mine}, not to {yours}")]
+    WrongCluster {
+        /// Of the node that refuses.
+        mine: Uuid,
+        /// Of the one that asked.
+        yours: Uuid,
+    },
+    /// Another node is at this address now.
+    #[error("node {yours:016x} is not there, but node {mine:016x}")]
+    WrongTarget {
+        /// The node that refuses.
+        mine: NodeId,
+        /// The one that was meant.
+        yours: NodeId,
+    },
+    /// Ask the leader.
+    #[error("it is not the leader")]
+    NotLeader {
+        /// Who is, as far as it knows.
+        leader: Option<(NodeId, NodeInfo)>,
+    },
+    /// Founding nodes must have the same `cluster.peers`.
+    #[error("its cluster.peers are [{}], which is not what this node has", .0.join(", "))]
+    PeersDiffer(Vec<String>),
+    /// The frame could not be understood.
+    #[error("it does not understand the request: {0}")]
+    Malformed(String),
+    /// It cannot at the moment.
+    #[error("{0}")]
+    Unable(String),
+}
+
+/// Why a forwarded write did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ProposeFailure {
+    /// It never entered the log because this is not the leader.
+    NotLeader,
+    /// It never entered the log within the time it was given.
+    NotEntered(String),
+    /// It may or may not take effect.
+    Unknown(String),
+    /// The leader takes no writes.
+    Unavailable(String),
+}
+
+/// What a node says of itself before a connection means anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Probe {
+    /// Its id.
+    pub(crate) id: NodeId,
+    /// Its name and address.
+    pub(crate) node: NodeInfo,
+    /// What it belongs to.
+    pub(crate) standing: Standing,
+}
+
+/// Whether a node belongs to a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Standing {
+    /// Its log is empty.
+    Pristine,
+    /// It is or was part of a cluster.
+    Member {
+        /// The cluster's id, unless it is just being founded.
+        cluster: Option<Uuid>,
+        /// The members it knows of.
+        members: Vec<NodeId>,
+        /// True when it knows a leader.
+        led: bool,
+    },
+}
+
+/// [`AppendEntriesRequest`] with entries encoded one by one, so that a frame's size is known while it is filled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Append {
+    vote: Vote,
+    prev_log_id: Option<LogId>,
+    leader_commit: Option<LogId>,
+    entries: Vec<Blob>,
+}
+
+/// One frame of an append request and what its success means.
+pub(crate) struct AppendPart {
+    pub(crate) append: Append,
+    pub(crate) prev: Option<LogId>,
+    pub(crate) last: Option<LogId>,
+}
+
+/// Cuts a request into frames of bounded size, in order.
+///
+/// # Errors
+/// When an entry cannot be encoded.
+pub(crate) fn append_parts(request: AppendEntriesRequest<TypeConfig>) -> Result<Vec<AppendPart>, WireError> {
+    let AppendEntriesRequest { vote, prev_log_id, entries, leader_commit } = request;
+    let mut parts = Vec::with_capacity(1);
+    let (mut prev, mut last) = (prev_log_id, prev_log_id);
+    let (mut blobs, mut bytes) = (Vec::with_capacity(entries.len()), 0);
+    for entry in entries {
+        if bytes >= MAX_APPEND_BYTES {
+            let entries = std::mem::take(&mut blobs);
+            parts.push(AppendPart {
+                append: Append { vote, prev_log_id: prev, leader_commit, entries },
+                prev,
+                last,
+            });
+            (prev, bytes) = (last, 0);
+        }
+        let blob = bincode::serde::encode_to_vec(&entry, config()).map_err(WireError::encode)?;
+        bytes += blob.len();
+        last = Some(entry.log_id);
+        blobs.push(Blob(blob));
+    }
+    parts.push(AppendPart {
+        append: Append { vote, prev_log_id: prev, leader_commit, entries: blobs },
+        prev,
+        last,
+    });
+    Ok(parts)
+}
+
+impl Append {
+    /// Back to what raft understands.
+    ///
+    /// # Errors
+    /// [`WireError`] when an entry is not one.
+    pub(crate) fn into_request(self) -> Result<AppendEntriesRequest<TypeConfig>, WireError> {
+        let entries =
+            self.entries.iter().map(|blob| decode_whole::<Entry>(&blob.0)).collect::<Result<_, _>>()?;
+        Ok(AppendEntriesRequest {
+            vote: self.vote,
+            prev_log_id: self.prev_log_id,
+            leader_commit: self.leader_commit,
+            entries,
+        })
+    }
+}
+
+/// Bytes that serde copies as a whole instead of one by one.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Blob(pub(crate) Vec<u8>);
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Blob;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
+                Ok(Blob(bytes.to_vec()))
+            }
+
+            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Blob, E> {
+                Ok(Blob(bytes))
+            }
+        }
+        deserializer.deserialize_byte_buf(Visitor)
+    }
+}
+
+/// A frame that is none, or a value too large for one.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WireError(String);
+
+impl WireError {
+    fn encode(error: bincode::error::EncodeError) -> Self {
+        Self(format!("encode frame: {error}"))
+    }
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<MAX_FRAME_BYTES>()
+}
+
+/// Cuts the byte stream into frames; a longer one ends the connection.
+pub(crate) fn framing() -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec()
+}
+
+/// One frame without its length.
+///
+/// # Errors
+/// [`WireError`] when the value is larger than [`MAX_FRAME_BYTES`].
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, WireError> {
+    let mut frame = BytesMut::with_capacity(256);
+    frame.put_u8(WIRE_VERSION);
+    let mut writer = frame.writer();
+    bincode::serde::encode_into_std_write(value, &mut writer, config()).map_err(WireError::encode)?;
+    let frame = writer.into_inner().freeze();
+    if frame.len() > MAX_FRAME_BYTES {
+        return Err(WireError(format!(
+            "a frame of {} bytes, at most {MAX_FRAME_BYTES} can be sent",
+            frame.len()
+        )));
+    }
+    Ok(frame)
+}
+
+/// Reads one frame.
+///
+/// # Errors
+/// [`WireError`] for another version, garbage or bytes left over.
+pub(crate) fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, WireError> {
+    match frame.split_first() {
+        Some((&WIRE_VERSION, body)) => decode_whole(body),
+        Some((version, _)) => Err(WireError(format!(
+            "a frame of version {version}, this node speaks {WIRE_VERSION}: upgrade one node after the other"
+        ))),
+        None => Err(WireError("an empty frame".to_owned())),
+    }
+}
+
+fn decode_whole<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    let (value, read) = bincode::serde::decode_from_slice(bytes, config())
+        .map_err(|error| WireError(format!("decode frame: {error}")))?;
+    match bytes.len() - read {
+        0 => Ok(value),
+        left => Err(WireError(format!("decode frame: {left} bytes left over"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::Vote as RaftVote;
+    use openraft::vote::RaftLeaderId as _;
+
+    use super::*;
+
+    fn log_id(index: u64) -> LogId {
+        let leader = <TypeConfig as openraft::RaftTypeConfig>::LeaderId::new(3, 9);
+        LogId::new(leader.to_committed(), index)
+    }
+
+    fn envelope(request: Request) -> Envelope {
+        Envelope { sequence: 7, cluster: Some(Uuid::from_u128(1)), from: 2, to: Some(3), request }
+    }
+
+    fn entry(index: u64, comment: usize) -> Entry {
+        let operation = Operation {
+            origin: raft_store::command::Origin { actor: "x".repeat(comment), ..Default::default() },
+            command: raft_store::command::Command::RemoveToken { name: "t".to_owned() },
+        };
+        Entry {
+            log_id: log_id(index),
+            payload: openraft::EntryPayload::Normal(raft_store::Batch {
+                at_ms: 5,
+                operations: vec![operation],
+            }),
+        }
+    }
+
+    fn request(entries: Vec<Entry>) -> AppendEntriesRequest<TypeConfig> {
+        AppendEntriesRequest {
+            vote: RaftVote::new_committed(3, 9),
+            prev_log_id: Some(log_id(4)),
+            entries,
+            leader_commit: Some(log_id(3)),
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_version_1_are_frozen() {
+        let cases: Vec<(Vec<u8>, &str)> = vec![
+            (
+                encode(&envelope(Request::Status)).unwrap().to_vec(),
+                "01070110000000000000000000000000000000010201030\
+             9",
+            ),
+            (
+                encode(&envelope(Request::Probe { peers: vec!["a:1".to_owned()] })).unwrap().to_vec(),
+                "010701100000000000000000000000000000000102010\
+                 30a0103613a31",
+            ),
+            (
+                encode(&Answer { sequence: 1, response: Response::ReadIndex(300) }).unwrap().to_vec(),
+                "010106fb2c01",
+            ),
+            (
+                encode(&Answer {
+                    sequence: 1,
+                    response: Response::Refused(Refusal::NotLeader { leader: None }),
+                })
+                .unwrap()
+                .to_vec(),
+                "0101000200",
+            ),
+        ];
+        for (bytes, frozen) in cases {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, frozen.replace([' ', '\n'], ""));
+        }
+    }
+
+    #[test]
+    fn an_append_request_comes_out_as_it_went_in() {
+        let sent = request(vec![entry(5, 1), entry(6, 1)]);
+        let mut parts = append_parts(sent.clone()).unwrap();
+        assert_eq!(parts.len(), 1);
+        let part = parts.remove(0);
+        assert_eq!((part.prev, part.last), (Some(log_id(4)), Some(log_id(6))));
+        let frame = encode(&envelope(Request::Append(part.append))).unwrap();
+        let Request::Append(append) = decode::<Envelope>(&frame).unwrap().request else {
+            panic!("another request")
+        };
+        assert_eq!(format!("{:?}", append.into_request().unwrap()), format!("{sent:?}"));
+    }
+
+    #[test]
+    fn a_large_append_request_is_cut_into_frames_that_follow_each_other() {
+        let entries: Vec<_> = (5..25).map(|index| entry(index, 200_000)).collect();
+        let parts = append_parts(request(entries)).unwrap();
+        assert!(parts.len() > 2);
+        let mut prev = Some(log_id(4));
+        for part in &parts {
+            assert_eq!(part.prev, prev);
+            prev = part.last;
+            assert!(encode(&envelope(Request::Append(part.append.clone()))).unwrap().len() < MAX_FRAME_BYTES);
+        }
+        assert_eq!(prev, Some(log_id(24)));
+    }
+
+    #[test]
+    fn a_heartbeat_is_one_frame_whose_success_means_the_previous_entry() {
+        let parts = append_parts(request(Vec::new())).unwrap();
+        assert_eq!(parts.len(), 1);
+        assert_eq!((parts[0].prev, parts[0].last), (Some(log_id(4)), Some(log_id(4))));
+    }
+
+    #[test]
+    fn a_newer_version_garbage_and_leftovers_are_refused() {
+        let good = encode(&envelope(Request::Status)).unwrap();
+        let mut newer = good.to_vec();
+        newer[0] = 2;
+        assert!(decode::<Envelope>(&newer).unwrap_err().to_string().contains("version 2"));
+        let mut longer = good.to_vec();
+        longer.push(0);
+        assert!(decode::<Envelope>(&longer).unwrap_err().to_string().contains("left over"));
+        for len in 0..good.len() {
+            assert!(decode::<Envelope>(&good[..len]).is_err(), "{len} bytes");
+        }
+        // A length that promises more than a frame can hold must not be believed.
+        assert!(
+            decode::<Envelope>(&[1, 0, 0, 0, 0, 6, 253, 255, 255, 255, 255, 255, 255, 255, 255]).is_err()
+        );
+    }
+}

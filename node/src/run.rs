@@ -1,0 +1,152 @@
+//! A whole node: what is started in which order, and stopped in which.
+
+mod serve;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{self, AppState, Transport};
+use crate::cluster::{Cluster, ClusterSettings, Tuning};
+use crate::config::Config;
+use crate::feed::{self, Limits, Sessions};
+use crate::resolver::{self, Resolver};
+use crate::tls::{NodeTls, host_of};
+use serve::Serving;
+
+/// Gateways have this long to go elsewhere.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Requests under way and background tasks have this long to end.
+const TASKS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The node's sockets, bound before anything else is touched.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Plain HTTP.
+    pub api: TcpListener,
+    /// TLS.
+    pub feed: TcpListener,
+    /// Peers.
+    pub raft: TcpListener,
+}
+
+impl Listeners {
+    /// Binds what the configuration says.
+    ///
+    /// # Errors
+    /// Naming the key, the address and what to do.
+    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            api: bind("listen.api", config.listen_api).await?,
+            feed: bind("listen.feed", config.listen_feed).await?,
+            raft: bind("listen.raft", config.listen_raft).await?,
+        })
+    }
+}
+
+async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let remedy = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "stop the process that has it, or choose another port",
+            std::io::ErrorKind::AddrNotAvailable => {
+                "use an address of this machine, or 0.0.0.0 or [::] for all"
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "use a port above 1023, or give the process CAP_NET_BIND_SERVICE"
+            }
+            _ => "check the address",
+        };
+        anyhow!("listen on {address} ({key}): {error}; {remedy}")
+    })
+}
+
+/// Runs a node until `shutdown`, then stops it in order: no new connections, gateways are sent elsewhere, a leader
+/// hands over, raft stops, tasks end.
+///
+/// # Errors
+/// When the node cannot start, or cannot go on.
+pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let registry = Registry::new();
+    let resolver = resolver(&config, &registry)?;
+    let tls = NodeTls::prepare(&config.tls_dir, &config.name, &[host_of(&config.advertise)])?;
+    check_writable_parent(&config.admin_token_file)?;
+    let feed_tls = TlsAcceptor::from(tls.feed());
+    let settings = ClusterSettings {
+        name: config.name.clone(),
+        data_dir: config.data_dir,
+        advertise: config.advertise,
+        peers: config.peers,
+        admin_token_file: config.admin_token_file,
+        tls,
+        tuning: Tuning::default(),
+    };
+    let cluster = Cluster::start(settings, listeners.raft).await?;
+
+    let sessions = Sessions::new(&config.name, Limits::default()).context("metrics of the feed")?;
+    let app =
+        AppState::new(cluster.clone(), sessions.clone(), api::Settings { registry }).context("metrics")?;
+    let (accepting, working) = (CancellationToken::new(), CancellationToken::new());
+    let (connections, tasks) = (TaskTracker::new(), TaskTracker::new());
+    let serving = Serving { stop: accepting.clone(), connections: connections.clone() };
+    tasks.spawn(serving.clone().plain(listeners.api, api::router(app.clone(), Transport::Plain)));
+    tasks.spawn(serving.tls(listeners.feed, feed_tls, api::router(app, Transport::Tls)));
+    tasks.spawn(resolver.run(cluster.clone(), working.clone()));
+    tasks.spawn(until(working.clone(), feed::watch_quorum(cluster.clone(), sessions.clone())));
+    tracing::info!(
+        api = %config.listen_api, feed = %config.listen_feed, raft = %config.listen_raft, "node {} is up", config.name
+    );
+
+    let failure = tokio::select! {
+        () = shutdown.cancelled() => None,
+        reason = cluster.failed() => Some(reason),
+    };
+    tracing::info!(reason = failure.as_deref().unwrap_or("asked to"), "node stops");
+    accepting.cancel();
+    sessions.drain(DRAIN_TIMEOUT).await;
+    connections.close();
+    if timeout(TASKS_TIMEOUT, connections.wait()).await.is_err() {
+        tracing::warn!(left = connections.len(), "connections are cut");
+    }
+    working.cancel();
+    cluster.stop().await;
+    tasks.close();
+    if timeout(TASKS_TIMEOUT, tasks.wait()).await.is_err() {
+        tracing::warn!(left = tasks.len(), "tasks did not end in time");
+    }
+    match failure {
+        None => Ok(()),
+        Some(reason) => Err(anyhow!("raft cannot go on: {reason}")),
+    }
+}
+
+fn resolver(config: &Config, registry: &Registry) -> anyhow::Result<Resolver> {
+    let metrics = resolver::Metrics::new().context("metrics of the resolver")?;
+    metrics.register(registry).context("metrics of the resolver")?;
+    let settings = resolver::Settings {
+        upstreams: config.resolver.upstreams.clone(),
+        min_interval: config.resolver.min_interval,
+        max_interval: config.resolver.max_interval,
+        linger: config.resolver.linger,
+        ..resolver::Settings::default()
+    };
+    Ok(Resolver::new(settings, metrics)?)
+}
+
+/// The token is written when the cluster is founded; that it cannot be must not turn out only then.
+fn check_writable_parent(token_file: &Path) -> anyhow::Result<()> {
+    let dir = token_file.parent().unwrap_or(token_file);
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("create directory {} for auth.admin_token_file", dir.display()))
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    stop.run_until_cancelled(work).await;
+}
