@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::enforce::{Enforcer, Origin};
 use crate::feed::status::StatusBoard;
+use crate::feed::traffic::TrafficMeter;
 use crate::feed::{Credentials, FeedClient, FeedMetrics, Timings};
 use crate::firewall::Firewall;
 use crate::held::Held;
@@ -41,7 +42,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> a
     credentials.check()?;
     let mut state_dir = StateDir::open(&config.state_dir)?;
 
-    let (firewall, adopted) = install(firewall).await?;
+    let Installed { firewall, adopted, meter } = install(firewall).await?;
     let (held, origin) = starting_point(state_dir.load()?, adopted);
     let registry = Registry::new();
     let store = state_dir.store(&registry)?;
@@ -62,6 +63,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> a
         timings,
         enforcer,
         status,
+        meter,
         metrics: feed_metrics,
         shutdown: shutdown.clone(),
     };
@@ -85,11 +87,26 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> a
     }
 }
 
+/// A firewall that is up.
+struct Installed {
+    firewall: Box<dyn Firewall>,
+    adopted: BTreeSet<Element>,
+    /// Where traffic reports start from.
+    meter: TrafficMeter,
+}
+
 /// Closed first: after this nothing passes but what the kernel already let through.
-async fn install(mut firewall: Box<dyn Firewall>) -> anyhow::Result<(Box<dyn Firewall>, BTreeSet<Element>)> {
+async fn install(mut firewall: Box<dyn Firewall>) -> anyhow::Result<Installed> {
     tokio::task::spawn_blocking(move || {
         let adopted = firewall.install().context("bring up the firewall")?;
-        Ok((firewall, adopted))
+        let meter = match firewall.counters() {
+            Ok(counters) => TrafficMeter::from_mark(&counters),
+            Err(error) => {
+                tracing::warn!(error = %error, "counters could not be read; traffic is reported from later on");
+                TrafficMeter::default()
+            }
+        };
+        Ok(Installed { firewall, adopted, meter })
     })
     .await
     .context("bring up the firewall")?

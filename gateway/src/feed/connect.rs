@@ -11,6 +11,7 @@ use allowlist::feed::SUBPROTOCOL;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -232,10 +233,17 @@ fn refusal(node: &Node, error: tungstenite::Error) -> ConnectError {
     }
 }
 
-/// What the server's answer says: its body, printable and cut to a readable length.
+/// What the server's answer says: the detail of its problem document (RFC 9457) or else its body, printable and cut
+/// to a readable length.
 fn detail(response: &Response) -> String {
     let body = response.body().as_deref().unwrap_or_default();
-    let text: String =
-        String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).take(MAX_DETAIL_CHARS).collect();
+    let problem = serde_json::from_slice::<Problem>(body).map(|problem| problem.detail);
+    let text = problem.unwrap_or_else(|_| String::from_utf8_lossy(body).into_owned());
+    let text: String = text.chars().filter(|c| !c.is_control()).take(MAX_DETAIL_CHARS).collect();
     if text.is_empty() { "no reason given".to_owned() } else { text }
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    detail: String,
 }

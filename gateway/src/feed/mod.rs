@@ -76,6 +76,8 @@ pub struct FeedClient {
     pub enforcer: Enforcer,
     /// Where it is shown how the link stands.
     pub status: StatusBoard,
+    /// What was reported of the traffic so far.
+    pub meter: TrafficMeter,
     /// What is counted.
     pub metrics: FeedMetrics,
     /// Ends the client.
@@ -84,14 +86,10 @@ pub struct FeedClient {
 
 impl FeedClient {
     /// Keeps a session until shutdown.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut lookup = Lookup::default();
-        let mut meter = TrafficMeter::default();
+        let mut meter = std::mem::take(&mut self.meter);
         let mut dice = StdRng::from_os_rng();
-        // The mark from which on traffic is reported. Without it the first report sets the mark.
-        if let Ok(counters) = self.enforcer.counters().await {
-            meter.report(&counters);
-        }
         let mut rotation = Rotation::new(Instant::now());
         let mut last_node: Option<Node> = None;
         while !self.shutdown.is_cancelled() {

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use allowlist::codec::{self, CodecError};
 use allowlist::feed::{GoawayReason, ToGateway, ToServer};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::future::{Fuse, FusedFuture};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::tungstenite::error::CapacityError;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -128,11 +129,31 @@ impl Pump<'_> {
         let mut report = interval_at(start + self.timings.traffic, self.timings.traffic);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.send(feed, hello).await?;
+        // Counting goes on beside the session: the kernel may be busy for longer than a server waits for us.
+        let mut counting = std::pin::pin!(Fuse::terminated());
         let mut silence_at = start + self.timings.silence;
         let mut greeted = false;
         loop {
             tokio::select! {
+                // In this order: a frame that waits goes before the judgement that the node is silent.
+                biased;
                 () = self.shutdown.cancelled() => return Err(SessionEnd::Stopping),
+                // After our hello it is the server's turn; reports follow its welcome.
+                Ok(()) = applied.changed(), if greeted => {
+                    let newest = applied.borrow_and_update().clone();
+                    if let Some(newest) = newest {
+                        self.send(feed, &ToServer::Applied(newest)).await?;
+                    }
+                }
+                _ = report.tick(), if greeted && counting.is_terminated() => {
+                    counting.set(self.enforcer.counters().fuse());
+                }
+                // A failure is counted and logged where the kernel is asked; the next report covers this one's time.
+                counters = &mut counting => if let Ok(counters) = counters {
+                    for frame in self.meter.report(&counters) {
+                        self.send(feed, &frame).await?;
+                    }
+                },
                 message = feed.next() => {
                     if let Some(frame) = read(message)? {
                         silence_at = tokio::time::Instant::now() + self.timings.silence;
@@ -143,14 +164,6 @@ impl Pump<'_> {
                 () = tokio::time::sleep_until(silence_at) => {
                     return Err(SessionEnd::Silence(self.timings.silence.as_millis()));
                 }
-                // The first frame a server expects after our hello is its own welcome's turn.
-                Ok(()) = applied.changed(), if greeted => {
-                    let newest = applied.borrow_and_update().clone();
-                    if let Some(newest) = newest {
-                        self.send(feed, &ToServer::Applied(newest)).await?;
-                    }
-                }
-                _ = report.tick(), if greeted => self.report_traffic(feed).await?,
             }
         }
     }
@@ -212,15 +225,6 @@ impl Pump<'_> {
             tracing::warn!(%before, %now, "the servers are another cluster than before; following them");
         }
         tracing::info!(revision = held.revision(), elements = held.elements().len(), "snapshot received");
-    }
-
-    async fn report_traffic(&mut self, feed: &mut FeedStream) -> Result<(), SessionEnd> {
-        // A failure is counted and logged where the kernel is asked; the next report covers this one's time.
-        let Ok(counters) = self.enforcer.counters().await else { return Ok(()) };
-        for frame in self.meter.report(&counters) {
-            self.send(feed, &frame).await?;
-        }
-        Ok(())
     }
 
     async fn send(&self, feed: &mut FeedStream, frame: &ToServer) -> Result<(), SessionEnd> {

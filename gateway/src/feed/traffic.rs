@@ -15,8 +15,15 @@ pub struct TrafficMeter {
 }
 
 impl TrafficMeter {
-    /// Frames with what was counted since the last call; elements without traffic are left out. The first call only
-    /// sets the mark: what the kernel counted before this process was reported by its predecessor.
+    /// Reports from `counters` on: what the kernel counted before was reported by a former process.
+    pub fn from_mark(counters: &[ElementCounters]) -> Self {
+        let mut meter = Self::default();
+        meter.report(counters);
+        meter
+    }
+
+    /// Frames with what was counted since the last call; elements without traffic are left out. Without a mark the
+    /// first call only sets it.
     pub fn report(&mut self, counters: &[ElementCounters]) -> Vec<ToServer> {
         let now: HashMap<Element, ElementCounters> =
             counters.iter().map(|counters| (counters.element, *counters)).collect();
