@@ -1,0 +1,174 @@
+//! Resolves the domains of the list, on the leader only.
+//!
+//! Map, in the order a name passes through: [`schedule`] says which name is due, [`pace`] bounds the rate of
+//! questions, [`lookup`] asks every upstream, [`answer`] is what they said, [`judge`] compares it with the replicated
+//! state, and `term` ties them together for as long as this node leads. The resolver writes as everybody does: it
+//! proposes commands. Wildcards are not resolved here.
+
+pub mod answer;
+pub mod judge;
+pub mod lookup;
+pub mod metrics;
+pub mod pace;
+pub mod schedule;
+mod term;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hickory_resolver::config::ProtocolConfig;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use answer::MAX_UPSTREAMS;
+use lookup::Upstream;
+pub use metrics::Metrics;
+
+/// The actor in the audit log behind what DNS changed.
+pub const ACTOR: &str = "resolver";
+
+/// How names are resolved.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Recursive DNS servers, all of them asked; empty for those of the system (`/etc/resolv.conf`).
+    pub upstreams: Vec<SocketAddr>,
+    /// Shortest time between two lookups of a name, however short its TTL.
+    pub min_interval: Duration,
+    /// Longest time between two lookups of a name, however long its TTL.
+    pub max_interval: Duration,
+    /// How long an address stays published after DNS last gave it.
+    pub linger: Duration,
+    /// How long an upstream has to answer a question.
+    pub timeout: Duration,
+    /// Most names looked up at the same time; each needs up to two sockets for every upstream.
+    pub max_lookups: usize,
+    /// Most questions a second, all upstreams together.
+    pub questions_per_second: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            upstreams: Vec::new(),
+            min_interval: Duration::from_secs(5),
+            max_interval: Duration::from_secs(60),
+            linger: Duration::from_secs(600),
+            timeout: Duration::from_secs(2),
+            max_lookups: 128,
+            questions_per_second: 5_000,
+        }
+    }
+}
+
+/// Settings the resolver cannot work with.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The system's own settings are of no use.
+    #[error("read the system's DNS servers from /etc/resolv.conf: {0}; name some in resolver.upstreams")]
+    System(String),
+    /// Too many to ask.
+    #[error("resolver.upstreams names {0} servers, at most {MAX_UPSTREAMS} can be asked")]
+    TooManyUpstreams(usize),
+    /// The bounds exclude each other.
+    #[error(
+        "resolver.min_interval_s ({min:?}) must be above zero and at most resolver.max_interval_s ({max:?})"
+    )]
+    Intervals {
+        /// The lower one.
+        min: Duration,
+        /// The upper one.
+        max: Duration,
+    },
+}
+
+/// A resolver with checked settings.
+#[derive(Debug)]
+pub struct Resolver {
+    settings: Settings,
+    upstreams: Vec<Upstream>,
+    metrics: Metrics,
+}
+
+impl Resolver {
+    /// Checks the settings and finds the upstreams.
+    ///
+    /// # Errors
+    /// [`SettingsError`] naming the key.
+    pub fn new(settings: Settings, metrics: Metrics) -> Result<Self, SettingsError> {
+        let (min, max) = (settings.min_interval, settings.max_interval);
+        if min.is_zero() || min > max {
+            return Err(SettingsError::Intervals { min, max });
+        }
+        let mut addresses =
+            if settings.upstreams.is_empty() { system_upstreams()? } else { settings.upstreams.clone() };
+        let mut known = std::collections::BTreeSet::new();
+        addresses.retain(|address| known.insert(*address));
+        if addresses.len() > MAX_UPSTREAMS {
+            return Err(SettingsError::TooManyUpstreams(addresses.len()));
+        }
+        let upstreams =
+            addresses.into_iter().map(|address| Upstream::new(address, settings.timeout)).collect();
+        Ok(Self { settings, upstreams, metrics })
+    }
+
+    /// Resolves whenever this node leads, until `shutdown`.
+    pub async fn run(self, cluster: Cluster, shutdown: CancellationToken) {
+        let mut leadership = cluster.leadership();
+        loop {
+            let lead = async { leadership.wait_for(|leads| *leads).await.is_ok() };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                leads = lead => if !leads {
+                    // The cluster is gone: no leadership will come any more.
+                    return;
+                },
+            }
+            tracing::info!(upstreams = ?self.upstreams, "this node leads; resolving the domains of the list");
+            let lost = async { leadership.wait_for(|leads| !*leads).await.is_err() };
+            let gone = tokio::select! {
+                () = shutdown.cancelled() => true,
+                gone = lost => gone,
+                () = term::serve(&self, &cluster) => false,
+            };
+            self.metrics.show_no_names();
+            if gone {
+                return;
+            }
+            tracing::info!("this node leads no more; another one resolves");
+        }
+    }
+}
+
+/// Resolves whenever this node leads, until `shutdown`, counting where nobody looks. See [`Resolver`] for metrics.
+///
+/// # Errors
+/// [`SettingsError`] at once when the settings are of no use.
+pub async fn run(cluster: Cluster, settings: Settings, shutdown: CancellationToken) -> Result<(), RunError> {
+    let metrics = Metrics::new()?;
+    Resolver::new(settings, metrics)?.run(cluster, shutdown).await;
+    Ok(())
+}
+
+/// Why [`run`] did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The metrics.
+    #[error("make the resolver's metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+fn system_upstreams() -> Result<Vec<SocketAddr>, SettingsError> {
+    let (config, _) = hickory_resolver::system_conf::read_system_conf()
+        .map_err(|error| SettingsError::System(error.to_string()))?;
+    let upstreams = config.name_servers().iter().filter_map(|server| {
+        let udp = server
+            .connections
+            .iter()
+            .find(|connection| matches!(connection.protocol, ProtocolConfig::Udp))?;
+        Some(SocketAddr::new(server.ip, udp.port))
+    });
+    Ok(upstreams.collect())
+}

@@ -1,0 +1,299 @@
+//! One term of leadership: everything the resolver remembers begins and ends with it.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use allowlist::{DomainName, Revision, Target};
+use futures_util::future::join_all;
+use raft_store::command::{BatchReply, Command, NameStatus, Operation, Origin, ResolutionUpdate};
+use raft_store::reader::StateReader;
+use raft_store::state::{EventKind, State};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::answer::Family;
+use super::judge::{Memory, Moment, Round, Rules, judge};
+use super::lookup::{Lookup, Upstream};
+use super::pace::Pace;
+use super::schedule::{AskAgain, Intervals, Schedule, Turn};
+use super::{ACTOR, Resolver};
+use crate::cluster::{Cluster, WriteError};
+
+/// Updates that share one proposal. Each may carry many addresses, so this stays far below what a log entry holds.
+const MAX_UPDATES_PER_WRITE: usize = 100;
+/// How long a proposal may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Batches of changes read at a time while following the state.
+const FOLLOW_BATCHES: usize = 1_000;
+/// How often the names are counted by state.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Resolves until the future is dropped, which ends every lookup under way.
+pub(super) async fn serve(resolver: &Resolver, cluster: &Cluster) {
+    let mut term = Term::begin(resolver, cluster);
+    let mut revisions = term.reader.revisions();
+    let mut count = tokio::time::interval(COUNT_INTERVAL);
+    loop {
+        let wake_at = term.start_lookups();
+        term.start_write();
+        tokio::select! {
+            changed = revisions.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                term.follow();
+            }
+            Some(answered) = term.lookups.join_next() => match answered {
+                Ok(looked) => term.weigh(looked),
+                Err(error) => tracing::error!(%error, "a lookup ended unexpectedly"),
+            },
+            Some(written) = term.writes.join_next() => match written {
+                Ok((found, result)) => term.written(found, &result),
+                Err(error) => tracing::error!(%error, "a write of the resolver ended unexpectedly"),
+            },
+            _ = count.tick() => term.count_names(),
+            () = sleep_until(wake_at) => {}
+        }
+    }
+}
+
+struct Term<'a> {
+    resolver: &'a Resolver,
+    cluster: &'a Cluster,
+    reader: StateReader,
+    started: Instant,
+    rules: Rules,
+    schedule: Schedule,
+    pace: Pace,
+    memories: HashMap<DomainName, Memory>,
+    /// Every change up to this revision is in the schedule.
+    followed: Revision,
+    counted: Option<Revision>,
+    lookups: JoinSet<Looked>,
+    /// Waiting for the write under way to end.
+    found: Vec<Found>,
+    /// At most one at a time: what is found meanwhile shares the next one.
+    writes: JoinSet<(Vec<Found>, Result<BatchReply, WriteError>)>,
+}
+
+struct Looked {
+    turn: Turn,
+    round: Round,
+    questions: u32,
+}
+
+struct Found {
+    turn: Turn,
+    again: AskAgain,
+    update: ResolutionUpdate,
+}
+
+impl<'a> Term<'a> {
+    fn begin(resolver: &'a Resolver, cluster: &'a Cluster) -> Self {
+        let settings = &resolver.settings;
+        let upstreams = resolver.upstreams.iter().map(|upstream| upstream.name().to_owned()).collect();
+        let mut term = Self {
+            resolver,
+            cluster,
+            reader: cluster.reader().clone(),
+            started: Instant::now(),
+            rules: Rules { linger: settings.linger, upstreams },
+            schedule: Schedule::new(Intervals { min: settings.min_interval, max: settings.max_interval }),
+            pace: Pace::new(settings.questions_per_second, Duration::ZERO),
+            memories: HashMap::new(),
+            followed: 0,
+            counted: None,
+            lookups: JoinSet::new(),
+            found: Vec::new(),
+            writes: JoinSet::new(),
+        };
+        term.take_all();
+        term
+    }
+
+    /// Brings the schedule in line with the whole state.
+    fn take_all(&mut self) {
+        let state = self.reader.state();
+        let now = self.started.elapsed();
+        self.schedule.retain(|name| state.resolutions().contains_key(name));
+        self.memories.retain(|name, _| state.resolutions().contains_key(name));
+        for (name, resolution) in state.resolutions() {
+            if resolution.status == NameStatus::Pending {
+                self.schedule.add(name);
+            } else {
+                self.schedule.resume(name, now, rand::random());
+            }
+        }
+        self.followed = state.revision();
+    }
+
+    /// Brings the schedule in line with what changed since it was.
+    fn follow(&mut self) {
+        loop {
+            let Ok(batches) = self.reader.after(self.followed, FOLLOW_BATCHES) else {
+                return self.take_all();
+            };
+            // Taken after the batches, so that it holds at least what they tell.
+            let state = self.reader.state();
+            for batch in &batches {
+                for event in &batch.events {
+                    if let EventKind::EntryAdded(entry) | EventKind::EntryRemoved(entry) = &event.kind
+                        && let Target::Domain(name) = &entry.target
+                    {
+                        self.take(&state, name);
+                    }
+                }
+                self.followed = batch.revision;
+            }
+            if batches.len() < FOLLOW_BATCHES {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, state: &State, name: &DomainName) {
+        if state.resolutions().contains_key(name) {
+            self.schedule.add(name);
+        } else {
+            self.schedule.remove(name);
+            self.memories.remove(name);
+        }
+    }
+
+    /// Starts what is due and allowed; returns when to look again if nothing else happens.
+    fn start_lookups(&mut self) -> Option<Instant> {
+        while self.lookups.len() < self.resolver.settings.max_lookups {
+            let now = self.started.elapsed();
+            if !self.pace.is_open(now) {
+                return Some(self.started + self.pace.opens_at());
+            }
+            let Some(turn) = self.schedule.take(now) else {
+                return self.schedule.next_due().map(|due| self.started + due);
+            };
+            self.pace.spend(self.usual_questions());
+            let (started, upstreams) = (self.started, self.resolver.upstreams.clone());
+            let metrics = self.resolver.metrics.clone();
+            self.lookups.spawn(async move {
+                let (v4, v6) = tokio::join!(
+                    ask_all(&upstreams, &turn.name, Family::V4),
+                    ask_all(&upstreams, &turn.name, Family::V6),
+                );
+                for (upstream, lookup) in upstreams.iter().zip(&v4).chain(upstreams.iter().zip(&v6)) {
+                    metrics.count_answer(upstream.name(), &lookup.answer);
+                }
+                let questions = v4.iter().chain(&v6).map(|lookup| lookup.questions).sum();
+                let answers =
+                    |lookups: Vec<Lookup>| lookups.into_iter().map(|lookup| lookup.answer).collect();
+                let round = Round { at: moment(started), v4: answers(v4), v6: answers(v6) };
+                Looked { turn, round, questions }
+            });
+        }
+        None
+    }
+
+    /// What a lookup asks when it meets neither aliases that need another question nor truncation.
+    fn usual_questions(&self) -> u32 {
+        u32::try_from(self.resolver.upstreams.len() * Family::BOTH.len()).unwrap_or(u32::MAX)
+    }
+
+    fn weigh(&mut self, Looked { turn, round, questions }: Looked) {
+        self.pace.spend(questions.saturating_sub(self.usual_questions()));
+        let state = self.reader.state();
+        let Some(stored) = state.resolutions().get(&turn.name).filter(|_| self.schedule.holds(&turn)) else {
+            return;
+        };
+        let memory = self.memories.entry(turn.name.clone()).or_default();
+        let verdict = judge(&round, stored, memory, &self.rules);
+        let metrics = &self.resolver.metrics;
+        metrics.count_lookup(verdict.update.is_some());
+        metrics.refused_addresses.inc_by(verdict.refused.try_into().unwrap_or(u64::MAX));
+        if let Some(refusal) = &verdict.newly_refused {
+            tracing::warn!(name = %turn.name, refused = verdict.refused, %refusal, "DNS answered with an address that is not public; it stays closed");
+        }
+        match verdict.update {
+            Some(update) => self.found.push(Found { turn, again: verdict.again, update }),
+            None => self.done(turn, verdict.again),
+        }
+    }
+
+    fn start_write(&mut self) {
+        if self.found.is_empty() || !self.writes.is_empty() {
+            return;
+        }
+        let rest = self.found.split_off(self.found.len().min(MAX_UPDATES_PER_WRITE));
+        let found = std::mem::replace(&mut self.found, rest);
+        let origin = Origin { actor: ACTOR.to_owned(), ..Origin::default() };
+        let operations = found.iter().map(|found| Operation {
+            origin: origin.clone(),
+            command: Command::SetResolution {
+                domain: found.turn.name.clone(),
+                resolution: found.update.clone(),
+            },
+        });
+        let (cluster, operations) = (self.cluster.clone(), operations.collect());
+        self.writes.spawn(async move { (found, cluster.propose(operations, WRITE_TIMEOUT).await) });
+    }
+
+    fn written(&mut self, found: Vec<Found>, result: &Result<BatchReply, WriteError>) {
+        if let Err(error) = result {
+            self.resolver.metrics.failed_writes.inc();
+            tracing::warn!(%error, names = found.len(), "write what DNS changed; the names are looked up again");
+        }
+        for Found { turn, again, update } in found {
+            match result {
+                Ok(reply) => {
+                    tell(&turn.name, &update, reply.revision);
+                    self.done(turn, again);
+                }
+                // Nothing is lost: the next round is judged against the state as it is then.
+                Err(_) => self.done(turn, AskAgain { failures: again.failures.max(1), ..again }),
+            }
+        }
+    }
+
+    fn done(&mut self, turn: Turn, again: AskAgain) {
+        self.schedule.finished(turn, again, self.started.elapsed(), rand::random());
+    }
+
+    fn count_names(&mut self) {
+        let state = self.reader.state();
+        if self.counted.replace(state.revision()) != Some(state.revision()) {
+            self.resolver.metrics.show_names(&state);
+        }
+    }
+}
+
+async fn ask_all(upstreams: &[Upstream], name: &DomainName, family: Family) -> Vec<Lookup> {
+    join_all(upstreams.iter().map(|upstream| upstream.lookup(name, family))).await
+}
+
+fn tell(name: &DomainName, update: &ResolutionUpdate, revision: Revision) {
+    let (added, retired) = (update.seen.len(), update.retire.len());
+    match &update.status {
+        NameStatus::Stale { error, .. } => {
+            tracing::warn!(%name, revision, error, "DNS fails for this name; its addresses are kept");
+        }
+        NameStatus::Refused { reason } => {
+            tracing::warn!(%name, revision, reason, "DNS answers for this name are refused");
+        }
+        NameStatus::NoSuchName => {
+            tracing::warn!(%name, revision, retired, "DNS says there is no such name");
+        }
+        NameStatus::Pending | NameStatus::Ok => {
+            tracing::info!(%name, revision, added, retired, "addresses changed");
+        }
+    }
+}
+
+fn moment(started: Instant) -> Moment {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+    Moment { elapsed: started.elapsed(), unix_ms }
+}
+
+async fn sleep_until(wake_at: Option<Instant>) {
+    match wake_at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

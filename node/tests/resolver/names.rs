@@ -1,0 +1,346 @@
+//! From an entry in the list to addresses in the published set, over real DNS and the replicated state.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use allowlist::{DomainName, Element, EntryId, Ports, Target};
+use hickory_proto::op::ResponseCode;
+use node::cluster::Cluster;
+use node::resolver::{Metrics, Resolver, Settings, SettingsError};
+use raft_store::command::{Command, NameStatus, NewEntry, Operation, Origin, Reply};
+use raft_store::state::{Event, Resolution, State};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::authority::{Authority, Behaviour};
+use crate::leader::Leader;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const NAME: &str = "api.example.test";
+
+/// A leader with a resolver that is in a hurry.
+struct Site {
+    leader: Leader,
+    metrics: Metrics,
+    resolver: tokio::task::JoinHandle<()>,
+}
+
+impl Site {
+    async fn start(upstreams: &[&Authority]) -> Self {
+        Self::start_with(upstreams, |_| {}).await
+    }
+
+    async fn start_with(upstreams: &[&Authority], change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings {
+            upstreams: upstreams.iter().map(|authority| authority.address).collect(),
+            min_interval: Duration::from_millis(20),
+            max_interval: Duration::from_millis(100),
+            linger: Duration::from_secs(600),
+            timeout: Duration::from_secs(1),
+            ..Settings::default()
+        };
+        change(&mut settings);
+        let leader = Leader::start().await;
+        let metrics = Metrics::new().expect("constant names");
+        let resolver = Resolver::new(settings, metrics.clone()).expect("good settings");
+        let resolver = tokio::spawn(resolver.run(leader.cluster().clone(), CancellationToken::new()));
+        Self { leader, metrics, resolver }
+    }
+
+    fn cluster(&self) -> &Cluster {
+        self.leader.cluster()
+    }
+
+    async fn propose(&self, command: Command) -> Reply {
+        let origin = Origin { actor: "a person".to_owned(), ..Origin::default() };
+        let operation = Operation { origin, command };
+        let reply =
+            self.cluster().propose(vec![operation], DEADLINE).await.expect("the cluster takes writes");
+        reply.replies.into_iter().next().expect("one reply for one operation")
+    }
+
+    async fn add(&self, name: &str) -> EntryId {
+        let entry = NewEntry {
+            id: EntryId(Uuid::now_v7()),
+            target: name.parse::<Target>().expect("a target"),
+            ports: Ports::default(),
+            protected: false,
+            comment: String::new(),
+            owner: String::new(),
+            ticket: String::new(),
+            labels: std::collections::BTreeMap::new(),
+            expires_at_ms: None,
+        };
+        match self.propose(Command::AddEntry(entry)).await {
+            Reply::Added { id, .. } => id,
+            other => panic!("the entry was not added: {other:?}"),
+        }
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&State) -> bool) -> Arc<State> {
+        let reader = self.cluster().reader();
+        let mut revisions = reader.revisions();
+        let wait = async {
+            loop {
+                revisions.borrow_and_update();
+                let state = reader.state();
+                if holds(&state) {
+                    return state;
+                }
+                revisions.changed().await.expect("the state lives");
+            }
+        };
+        match tokio::time::timeout(DEADLINE, wait).await {
+            Ok(state) => state,
+            Err(_) => panic!("{what}: not within {DEADLINE:?}; {:?}", self.resolution(NAME)),
+        }
+    }
+
+    async fn until_addresses(&self, name: &str, wanted: &[&str]) -> Arc<State> {
+        self.until(&format!("{name} has {wanted:?}"), |state| addresses(state, name) == wanted).await
+    }
+
+    /// Ends the node, and with its leadership the resolver.
+    async fn stop(self) {
+        self.leader.stop().await;
+        let ended = tokio::time::timeout(DEADLINE, self.resolver).await;
+        ended.expect("the resolver ends with the cluster").expect("without a panic");
+    }
+
+    fn resolution(&self, name: &str) -> Option<Arc<Resolution>> {
+        self.cluster().reader().state().resolutions().get(&domain(name)).cloned()
+    }
+}
+
+fn domain(name: &str) -> DomainName {
+    name.parse().expect("a domain name")
+}
+
+fn addresses(state: &State, name: &str) -> Vec<String> {
+    let resolution = state.resolutions().get(&domain(name));
+    resolution.map_or_else(Vec::new, |found| found.addresses.keys().map(ToString::to_string).collect())
+}
+
+/// Waits until a name was asked for `more` further times: DNS has been looked at again.
+async fn asked_again(authority: &Authority, name: &str, more: usize) {
+    let goal = authority.questions(name) + more;
+    let wait = async {
+        while authority.questions(name) < goal {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, wait).await.expect("the resolver goes on asking");
+}
+
+#[tokio::test]
+async fn adding_a_domain_publishes_its_addresses() {
+    let authority = Authority::start().await;
+    authority.set(NAME, Behaviour::Alias { target: "edge.cdn.test".to_owned(), ttl: 30 });
+    authority.set_addresses("edge.cdn.test", &["1.1.1.1", "2606:4700::1"], 30);
+    let site = Site::start(&[&authority]).await;
+    site.add(NAME).await;
+    let state = site.until_addresses(NAME, &["1.1.1.1", "2606:4700::1"]).await;
+
+    for address in ["1.1.1.1", "2606:4700::1"] {
+        let element = Element::host(address.parse().expect("an address"), None);
+        assert!(
+            state.published().elements().any(|published| *published == element),
+            "{address} is not published"
+        );
+    }
+    let resolution = &state.resolutions()[&domain(NAME)];
+    assert_eq!(resolution.status, NameStatus::Ok);
+    assert_eq!(resolution.chain, [domain(NAME), domain("edge.cdn.test")]);
+    let seen = &resolution.addresses[&IpAddr::from([1, 1, 1, 1])];
+    assert_eq!(seen.ttl_s, 30);
+    assert!(seen.upstreams.contains(&authority.address.to_string()), "{seen:?}");
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_record_joins_at_once_and_the_old_one_lingers() {
+    let authority = Authority::start().await;
+    authority.set_addresses(NAME, &["1.1.1.1"], 0);
+    let site = Site::start_with(&[&authority], |settings| settings.linger = Duration::from_secs(1)).await;
+    site.add(NAME).await;
+    site.until_addresses(NAME, &["1.1.1.1"]).await;
+    authority.set_addresses(NAME, &["8.8.8.8"], 0);
+    site.until_addresses(NAME, &["1.1.1.1", "8.8.8.8"]).await;
+    site.until_addresses(NAME, &["8.8.8.8"]).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn unchanged_names_cost_no_write() {
+    let authority = Authority::start().await;
+    authority.set_addresses(NAME, &["1.1.1.1", "2606:4700::1"], 0);
+    let site = Site::start(&[&authority]).await;
+    site.add(NAME).await;
+    let state = site.until_addresses(NAME, &["1.1.1.1", "2606:4700::1"]).await;
+    asked_again(&authority, NAME, 40).await;
+    let now = site.cluster().reader().state();
+    let batches = site.cluster().reader().after(state.revision(), 100).expect("recent history");
+    let events = batches.iter().flat_map(|batch| &batch.events);
+    let written = events.filter(|event| event.origin.actor == node::resolver::ACTOR);
+    assert_eq!(written.collect::<Vec<_>>(), Vec::<&Event>::new());
+    assert_eq!(now.resolutions()[&domain(NAME)], state.resolutions()[&domain(NAME)]);
+    assert!(site.metrics.lookups.with_label_values(&["unchanged"]).get() > 0);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_removed_domain_is_not_asked_for_any_more() {
+    let authority = Authority::start().await;
+    authority.set_addresses(NAME, &["1.1.1.1"], 0);
+    authority.set_addresses("other.example.test", &["8.8.8.8"], 0);
+    let site = Site::start(&[&authority]).await;
+    let id = site.add(NAME).await;
+    site.add("other.example.test").await;
+    site.until_addresses(NAME, &["1.1.1.1"]).await;
+    assert_eq!(site.propose(Command::RemoveEntry { id }).await, Reply::Done);
+    // One lookup may have been under way.
+    asked_again(&authority, "other.example.test", 4).await;
+    let asked = authority.questions(NAME);
+    asked_again(&authority, "other.example.test", 20).await;
+    assert_eq!(authority.questions(NAME), asked);
+    assert_eq!(site.resolution(NAME), None);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn upstreams_that_disagree_are_united_and_each_is_named() {
+    let (one, two) = (Authority::start().await, Authority::start().await);
+    one.set_addresses(NAME, &["1.1.1.1"], 30);
+    two.set_addresses(NAME, &["8.8.8.8"], 30);
+    let site = Site::start(&[&one, &two]).await;
+    site.add(NAME).await;
+    let state = site.until_addresses(NAME, &["1.1.1.1", "8.8.8.8"]).await;
+    let resolution = &state.resolutions()[&domain(NAME)];
+    for (address, authority) in [([1, 1, 1, 1], &one), ([8, 8, 8, 8], &two)] {
+        let upstreams = &resolution.addresses[&IpAddr::from(address)].upstreams;
+        assert_eq!(upstreams.iter().collect::<Vec<_>>(), [&authority.address.to_string()]);
+    }
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn one_silent_upstream_does_not_keep_a_name_from_resolving() {
+    let (good, silent) = (Authority::start().await, Authority::start().await);
+    good.set_addresses(NAME, &["1.1.1.1"], 30);
+    silent.set(NAME, Behaviour::Silent);
+    let site = Site::start(&[&silent, &good]).await;
+    site.add(NAME).await;
+    site.until_addresses(NAME, &["1.1.1.1"]).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn failing_dns_removes_nothing_and_recovers() {
+    let authority = Authority::start().await;
+    authority.set_addresses(NAME, &["1.1.1.1"], 0);
+    let site = Site::start_with(&[&authority], |settings| settings.linger = Duration::ZERO).await;
+    site.add(NAME).await;
+    site.until_addresses(NAME, &["1.1.1.1"]).await;
+    for code in [ResponseCode::ServFail, ResponseCode::Refused] {
+        authority.set(NAME, Behaviour::Code(code));
+        asked_again(&authority, NAME, 10).await;
+        assert_eq!(addresses(&site.cluster().reader().state(), NAME), ["1.1.1.1"]);
+    }
+    authority.set_addresses(NAME, &["1.1.1.1", "8.8.8.8"], 0);
+    site.until_addresses(NAME, &["1.1.1.1", "8.8.8.8"]).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn no_such_name_keeps_what_was_published_while_in_doubt() {
+    let authority = Authority::start().await;
+    authority.set_addresses(NAME, &["1.1.1.1"], 0);
+    let site = Site::start_with(&[&authority], |settings| settings.linger = Duration::ZERO).await;
+    site.add(NAME).await;
+    site.until_addresses(NAME, &["1.1.1.1"]).await;
+    authority.set(NAME, Behaviour::Code(ResponseCode::NXDomain));
+    asked_again(&authority, NAME, 20).await;
+    assert_eq!(addresses(&site.cluster().reader().state(), NAME), ["1.1.1.1"]);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn dns_cannot_publish_a_private_address() {
+    let authority = Authority::start().await;
+    authority.set_addresses(NAME, &["10.0.0.1", "::ffff:10.0.0.1", "fd00::1"], 30);
+    authority.set_addresses("mixed.example.test", &["192.168.1.1", "1.1.1.1"], 30);
+    let site = Site::start(&[&authority]).await;
+    site.add(NAME).await;
+    site.add("mixed.example.test").await;
+    site.until_addresses("mixed.example.test", &["1.1.1.1"]).await;
+    let refused = |state: &State| match &state.resolutions()[&domain(NAME)].status {
+        NameStatus::Refused { reason } => reason.contains("10.0.0.0/8"),
+        _ => false,
+    };
+    let state = site.until("the name is refused, naming the range", refused).await;
+    assert_eq!(state.published().elements().count(), 1);
+    assert!(site.metrics.refused_addresses.get() >= 4);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn wildcards_and_addresses_are_not_asked_for() {
+    let authority = Authority::start().await;
+    authority.set_addresses(NAME, &["1.1.1.1"], 0);
+    let site = Site::start(&[&authority]).await;
+    site.add("*.example.test").await;
+    site.add("9.9.9.9").await;
+    site.add(NAME).await;
+    site.until_addresses(NAME, &["1.1.1.1"]).await;
+    assert_eq!(authority.questions("example.test"), 0);
+    assert_eq!(authority.questions("*.example.test"), 0);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn the_resolver_ends_on_shutdown() {
+    let authority = Authority::start().await;
+    let leader = Leader::start().await;
+    let settings = Settings { upstreams: vec![authority.address], ..Settings::default() };
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(node::resolver::run(leader.cluster().clone(), settings, shutdown.clone()));
+    shutdown.cancel();
+    let ended = tokio::time::timeout(DEADLINE, running).await.expect("in time").expect("without a panic");
+    assert!(ended.is_ok(), "{ended:?}");
+    leader.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_leads_no_more_asks_nothing() {
+    let authority = Authority::start().await;
+    authority.set_addresses(NAME, &["1.1.1.1"], 0);
+    let site = Site::start(&[&authority]).await;
+    site.add(NAME).await;
+    site.until_addresses(NAME, &["1.1.1.1"]).await;
+    site.stop().await;
+    let asked = authority.questions(NAME);
+    let watch = async {
+        while authority.questions(NAME) == asked {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Ten times the longest interval.
+    assert!(tokio::time::timeout(Duration::from_secs(1), watch).await.is_err(), "it went on asking");
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused_by_name() {
+    let refused = |settings| {
+        let metrics = Metrics::new().expect("constant names");
+        Resolver::new(settings, metrics).expect_err("bad settings")
+    };
+    let error = refused(Settings { min_interval: Duration::from_secs(90), ..Settings::default() });
+    assert!(
+        matches!(error, SettingsError::Intervals { .. })
+            && error.to_string().contains("resolver.min_interval_s")
+    );
+    let upstreams = (1..=17_u8).map(|n| SocketAddr::from(([127, 0, 0, n], 53))).collect();
+    let error = refused(Settings { upstreams, ..Settings::default() });
+    assert!(matches!(error, SettingsError::TooManyUpstreams(17)), "{error}");
+}
