@@ -128,6 +128,7 @@ fn span<B>(request: &axum::http::Request<B>) -> Span {
     )
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "the layer hands the cause over")]
 fn panicked(cause: Box<dyn Any + Send>) -> Response {
     let text =
         cause.downcast_ref::<String>().map(String::as_str).or_else(|| cause.downcast_ref::<&str>().copied());
@@ -164,6 +165,14 @@ mod tests {
         let response = within(Duration::from_millis(1), std::future::pending()).await;
         assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(response.extensions().get::<Problem>().map(Problem::code), Some(Code::DeadlineExceeded));
+    }
+
+    #[test]
+    fn a_panic_becomes_a_problem_that_does_not_tell_its_cause() {
+        let response = panicked(Box::new("secret details"));
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let problem = response.extensions().get::<Problem>().unwrap();
+        assert!(!format!("{problem:?}").contains("secret"));
     }
 
     #[test]

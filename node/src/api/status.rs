@@ -34,7 +34,7 @@ pub(super) struct Status {
     entries: usize,
     /// How many elements (prefix and ports) are published.
     published: usize,
-    /// Name of the leader; null when no reachable node leads.
+    /// Name of the leader; null when none was found that a quorum follows.
     leader: Option<String>,
     /// Name of the answering node.
     node: String,
@@ -104,12 +104,10 @@ pub(super) async fn get(
     let cluster = app.cluster();
     let (current, members) = tokio::join!(cluster.read_barrier(ASK_TIMEOUT), cluster.members(ASK_TIMEOUT));
     let state = app.local();
-    let leader = members
-        .iter()
-        .filter_map(|member| member.status.as_ref())
-        .filter(|status| status.role == "leader")
-        .max_by_key(|status| status.term)
-        .map(|status| status.name.clone());
+    // A leader cut off from its followers does not know yet that it no longer is one: without a quorum nobody is.
+    let leader = members.iter().filter_map(|member| member.status.as_ref()).filter(|_| current.is_ok());
+    let leader = leader.filter(|status| status.role == "leader").max_by_key(|status| status.term);
+    let leader = leader.map(|status| status.name.clone());
     let status = Status {
         cluster: state.cluster().map(|id| id.to_string()),
         revision: state.revision(),

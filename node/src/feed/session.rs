@@ -18,6 +18,9 @@ use crate::api::READ_TIMEOUT;
 use crate::auth::Caller;
 use crate::cluster::Cluster;
 
+/// Goodbye frame (with the time to stay away, milliseconds), close code, reason.
+type LastWords = (Option<(GoawayReason, u64)>, u16, String);
+
 /// What a session starts from.
 pub(super) struct Opening {
     pub(super) cluster: Cluster,
@@ -225,8 +228,8 @@ impl End {
         }
     }
 
-    /// Goodbye frame (with the time to stay away), close code and reason; `None` when nobody listens.
-    fn last_words(&self) -> Option<(Option<(GoawayReason, u64)>, u16, String)> {
+    /// `None` when nobody listens.
+    fn last_words(&self) -> Option<LastWords> {
         let goaway = |reason| Some((reason, stay_away_ms(reason)));
         match self {
             Self::Closed | Self::Lost(_) => None,

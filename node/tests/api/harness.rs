@@ -1,18 +1,20 @@
 //! A server's HTTP side on loopback.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use node::api::{self, AppState, Settings, Transport};
 use node::auth::token;
-use node::cluster::Cluster;
+use node::cluster::{Cluster, ClusterSettings, Tuning};
 use node::feed::{Limits, Sessions};
+use node::tls::NodeTls;
 use raft_store::command::{BatchReply, Command, Operation, Origin, Role, Token};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
-use tokio::net::TcpSocket;
-use tokio::task::AbortHandle;
-use uuid::Uuid;
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::{Builder, Runtime};
 
 /// How long a test waits for something that must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,11 +22,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) cluster: Cluster,
+    /// The other nodes of its cluster, if any.
+    pub(crate) others: Vec<Cluster>,
     pub(crate) sessions: Sessions,
     /// Text of the admin token.
     pub(crate) admin: String,
     client: reqwest::Client,
-    serving: AbortHandle,
+    /// The node's own threads, so that it can be stopped before its files go.
+    runtime: Option<Runtime>,
+    /// What the node keeps; removed in the end.
+    _dir: TempDir,
 }
 
 impl Server {
@@ -34,21 +41,37 @@ impl Server {
 
     /// The router of a listener. Tests speak plain TCP with the TLS listener's router as well: TLS is not its part.
     pub(crate) async fn start_with(transport: Transport, limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let nodes = async move { vec![Cluster::single_for_tests(&path).await.unwrap()] };
+        Self::start_on(dir, nodes, transport, limits).await
+    }
+
+    /// The first of three nodes.
+    pub(crate) async fn start_one_of_three() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let nodes = three_nodes(dir.path().to_owned());
+        Self::start_on(dir, nodes, Transport::Tls, Limits::default()).await
+    }
+
+    async fn start_on(
+        dir: TempDir,
+        nodes: impl Future<Output = Vec<Cluster>> + Send + 'static,
+        transport: Transport,
+        limits: Limits,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let cluster = Cluster::in_memory();
-        propose(&cluster, vec![Command::InitCluster { cluster: Uuid::new_v4() }]).await;
-        let sessions = Sessions::new("server-1", limits).unwrap();
-        let app = AppState::new(cluster.clone(), sessions.clone(), Settings::default()).unwrap();
-        let socket = TcpSocket::new_v4().unwrap();
-        // Accepted sockets inherit it: a client that does not read is noticed soon.
-        socket.set_send_buffer_size(4096).unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = socket.listen(64).unwrap();
-        let address = listener.local_addr().unwrap();
-        let service = api::router(app, transport).into_make_service_with_connect_info::<SocketAddr>();
-        let serving = tokio::spawn(async move { axum::serve(listener, service).await }).abort_handle();
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let starting = runtime.spawn(async move {
+            let mut nodes = nodes.await;
+            let cluster = nodes.remove(0);
+            let (address, sessions) = serve(cluster.clone(), transport, limits).await;
+            (address, cluster, nodes, sessions)
+        });
+        let (address, cluster, others, sessions) = starting.await.unwrap();
         let client = reqwest::Client::builder().build().unwrap();
-        let mut server = Self { address, cluster, sessions, admin: String::new(), client, serving };
+        let (admin, runtime) = (String::new(), Some(runtime));
+        let mut server = Self { address, cluster, others, sessions, admin, client, runtime, _dir: dir };
         server.admin = server.token("admin", Role::Admin).await;
         server
     }
@@ -114,8 +137,63 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.serving.abort();
+        let runtime = self.runtime.take().unwrap();
+        let nodes: Vec<_> = self.others.drain(..).chain([self.cluster.clone()]).collect();
+        // A node ends its process when its files vanish under it.
+        let stopping = std::thread::spawn(move || {
+            runtime.block_on(async {
+                for node in nodes {
+                    node.crash().await;
+                }
+            });
+        });
+        stopping.join().unwrap();
     }
+}
+
+async fn serve(cluster: Cluster, transport: Transport, limits: Limits) -> (SocketAddr, Sessions) {
+    let sessions = Sessions::new("server-1", limits).unwrap();
+    let app = AppState::new(cluster, sessions.clone(), Settings::default()).unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    // Accepted sockets inherit it: a client that does not read is noticed soon.
+    socket.set_send_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(64).unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = api::router(app, transport).into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move { axum::serve(listener, service).await });
+    (address, sessions)
+}
+
+/// Three nodes that found a cluster over mutual TLS.
+async fn three_nodes(dir: PathBuf) -> Vec<Cluster> {
+    let mut listeners = Vec::new();
+    for _ in 0..3 {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let mut peers: Vec<_> =
+        listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    peers.sort();
+    let mut nodes = Vec::new();
+    for (index, listener) in listeners.into_iter().enumerate() {
+        let name = format!("server-{}", index + 1);
+        let settings = ClusterSettings {
+            tls: NodeTls::prepare(&dir.join("tls"), &name, &["127.0.0.1"]).unwrap(),
+            data_dir: dir.join(&name),
+            advertise: listener.local_addr().unwrap().to_string(),
+            peers: peers.clone(),
+            admin_token_file: dir.join("admin.token"),
+            tuning: Tuning::default(),
+            name,
+        };
+        nodes.push(Cluster::start(settings, listener).await.unwrap());
+    }
+    for node in &nodes {
+        let mut complete = node.complete();
+        let founded = complete.wait_for(|complete| *complete);
+        tokio::time::timeout(PATIENCE, founded).await.expect("the cluster is founded").unwrap();
+    }
+    nodes
 }
 
 async fn propose(cluster: &Cluster, commands: Vec<Command>) -> BatchReply {

@@ -1,5 +1,7 @@
 //! The API and the feed, through the real router over loopback TCP.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 mod auth;
 mod entries;
 mod errors;
@@ -7,4 +9,5 @@ mod feed;
 mod feed_faults;
 mod gateway;
 mod harness;
+mod no_quorum;
 mod pages;

@@ -1,9 +1,16 @@
 //! Everything that is not entries and tokens: description, health, metrics, status, the UI's files.
 
+use std::process::Stdio;
+
+use allowlist::feed::ToServer;
+use raft_store::command::Role;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 
-use crate::harness::{Server, problem};
+use crate::gateway::Gateway;
+use crate::harness::{Server, eventually, problem};
 
 #[tokio::test]
 async fn the_description_lists_every_route() {
@@ -53,6 +60,11 @@ async fn liveness_asks_for_nothing_and_readiness_says_why_not() {
     let server = Server::start().await;
     let live: Value = server.bare(Method::GET, "/livez").send().await.unwrap().json().await.unwrap();
     assert_eq!(live, json!({"status": "ok"}));
+    let ready = server.bare(Method::GET, "/readyz").send().await.unwrap();
+    assert_eq!(ready.status(), StatusCode::OK);
+    let ready: Value = ready.json().await.unwrap();
+    assert_eq!((&ready["ready"], &ready["reasons"]), (&json!(true), &json!([])));
+
     server.sessions.drain(std::time::Duration::ZERO).await;
     let ready = server.bare(Method::GET, "/readyz").send().await.unwrap();
     assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -74,12 +86,35 @@ async fn metrics_count_by_route_and_show_the_state() {
         "outputguard_http_requests_total{method=\"GET\",route=\"/api/v1/entries/{id}\",status=\"200\"}";
     assert_eq!(server.metric(route).await, 1.0);
     assert_eq!(server.metric("outputguard_feed_sessions").await, 0.0);
+    assert_eq!(server.metric("outputguard_raft_role{role=\"leader\"}").await, 1.0);
+    assert_eq!(server.metric("outputguard_raft_role{role=\"follower\"}").await, 0.0);
+    assert!(server.metric("outputguard_raft_term").await >= 1.0);
     let page = server.bare(Method::GET, "/metrics").send().await.unwrap();
     assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
     let page = page.text().await.unwrap();
     for line in page.lines().filter(|line| !line.starts_with('#')) {
         assert!(line.starts_with("outputguard_"), "{line}");
     }
+}
+
+#[tokio::test]
+async fn prometheus_finds_nothing_to_complain_about() {
+    let server = Server::start().await;
+    let token = server.token("gw", Role::Gateway).await;
+    let mut gateway = Gateway::connect(&server, &token, "gw-1").await;
+    gateway.say(&ToServer::Traffic(Vec::new())).await;
+    gateway.say(&ToServer::Denied(Vec::new())).await;
+    let denied = "outputguard_feed_denied_packets_total{gateway=\"gw-1\"}";
+    let page = async || server.bare(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+    eventually("the reports are counted", async || page().await.contains(denied)).await;
+
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.spawn().expect("promtool comes with Debian's package prometheus");
+    promtool.stdin.take().unwrap().write_all(page().await.as_bytes()).await.unwrap();
+    let verdict = promtool.wait_with_output().await.unwrap();
+    let words = [verdict.stdout, verdict.stderr].concat();
+    assert!(verdict.status.success() && words.is_empty(), "{}", String::from_utf8_lossy(&words));
 }
 
 #[tokio::test]
@@ -96,6 +131,12 @@ async fn status_shows_the_state_and_its_tag() {
     assert_eq!((&status["entries"], &status["published"]), (&json!(1), &json!(1)));
     assert_eq!(status["node"], "server-1");
     assert_eq!(status["gateways"], json!([]));
+    assert_eq!((&status["leader"], &status["current"]), (&json!("server-1"), &json!(true)));
+    let node = &status["nodes"][0];
+    assert_eq!((&node["name"], &node["role"]), (&json!("server-1"), &json!("leader")));
+    assert_eq!((&node["voter"], &node["reachable"]), (&json!(true), &json!(true)));
+    assert_eq!(node["applied"], state.revision());
+    assert_eq!(node["digest"], status["digest"]);
 }
 
 #[tokio::test]
