@@ -2,9 +2,9 @@
 //!
 //! For `run`: make one [`AppState`] and one [`router`] per listener.
 //!
-//! ```ignore
-//! let sessions = feed::Sessions::new(&config.node.name, feed::Limits::default());
-//! let app = AppState::new(cluster.clone(), sessions.clone(), Settings { registry });
+//! ```text
+//! let sessions = feed::Sessions::new(&config.name, feed::Limits::default())?;
+//! let app = AppState::new(cluster.clone(), sessions.clone(), Settings { registry })?;
 //! let plain = api::router(app.clone(), Transport::Plain); // listen.api
 //! let tls = api::router(app, Transport::Tls);             // listen.feed
 //! tokio::spawn(feed::watch_quorum(cluster, sessions.clone()));
@@ -14,7 +14,7 @@
 //!
 //! Whoever serves the routers puts `ConnectInfo<SocketAddr>` into the requests' extensions (that is
 //! `into_make_service_with_connect_info` with `axum::serve`) and serves connections with upgrades (hyper-util's
-//! `serve_connection_with_upgrades`), HTTP/1.1 by ALPN on the TLS listener.
+//! `serve_connection_with_upgrades`); the feed upgrades HTTP/1.1 connections only.
 //!
 //! Map: [`router`](mod@router) lists every path; `entries`, `status`, `tokens`, `session`, `health` hold the handlers;
 //! `entry_view` is an entry as JSON, `search` finds entries; `input` and [`problem`] give axum's extractors and all
