@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use raft_store::FatalHook;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
@@ -32,7 +33,10 @@ impl Cluster {
             admin_token_file: dir.join("admin.token"),
             tuning: Tuning::default(),
         };
-        let cluster = Self::start(settings, listener).await?;
+        // A test's directory may go before its node does; that must not end the test's process.
+        let on_disk_failure =
+            FatalHook::new(|reason| tracing::warn!(reason, "the disk of a test's node is gone"));
+        let cluster = Self::start_with(settings, listener, on_disk_failure).await?;
         let mut founded = cluster.inner.complete.clone();
         timeout(FOUNDING_TIMEOUT, founded.wait_for(|complete| *complete))
             .await

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context as _;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
-use raft_store::{NodeInfo, Store, StoreOptions};
+use raft_store::{FatalHook, NodeInfo, Store, StoreOptions};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -40,11 +40,23 @@ pub struct ClusterSettings {
 
 impl Cluster {
     /// Opens the node's data directory and takes part in its cluster: founds it, joins it or goes on with it, in the
-    /// background. `listener` is where peers connect.
+    /// background. `listener` is where peers connect. A disk that fails later ends the process.
     ///
     /// # Errors
     /// When the disk cannot be opened.
     pub async fn start(settings: ClusterSettings, listener: TcpListener) -> anyhow::Result<Self> {
+        Self::start_with(settings, listener, FatalHook::default()).await
+    }
+
+    /// Like [`Self::start`]; `on_disk_failure` decides what happens when the disk fails later.
+    ///
+    /// # Errors
+    /// When the disk cannot be opened.
+    pub async fn start_with(
+        settings: ClusterSettings,
+        listener: TcpListener,
+        on_disk_failure: FatalHook,
+    ) -> anyhow::Result<Self> {
         let ClusterSettings {
             name,
             data_dir,
@@ -54,7 +66,7 @@ impl Cluster {
             tls,
             tuning,
         } = settings;
-        let options = StoreOptions { new_id: rand::random(), ..StoreOptions::default() };
+        let options = StoreOptions { new_id: rand::random(), on_fatal: on_disk_failure };
         let store = Store::open(&data_dir, options).await?;
         let node = NodeInfo { name, raft_address: advertise };
         let id = store.id;

@@ -41,6 +41,11 @@ impl Cluster {
         })
     }
 
+    /// Index of the oldest log entry this node still has; a node that lacks older ones needs a snapshot.
+    pub fn first_log_index(&self) -> u64 {
+        self.raft().metrics().borrow_watched().purged.map_or(0, |purged| purged.index + 1)
+    }
+
     /// All members, each asked over the peer network, in the order of their names.
     pub async fn members(&self, timeout: Duration) -> Vec<MemberStatus> {
         let deadline = Instant::now() + timeout;

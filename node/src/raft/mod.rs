@@ -17,6 +17,9 @@ pub(crate) mod settings;
 pub(crate) mod snapshot;
 pub(crate) mod wire;
 
+#[cfg(test)]
+mod refusal_tests;
+
 /// openraft, instantiated with our log and state machine.
 pub(crate) type Raft = openraft::Raft<raft_store::TypeConfig, raft_store::StateMachine>;
 /// What openraft says of itself.

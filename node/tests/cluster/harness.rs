@@ -1,0 +1,184 @@
+//! Nodes that can be started, killed and started again.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use node::cluster::{Cluster, ClusterSettings, Tuning, WriteError};
+use node::tls::NodeTls;
+use raft_store::FatalHook;
+use raft_store::command::{BatchReply, Command, Operation, Origin, Role, Token};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+/// How long a test waits for something that must come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Node {
+    settings: ClusterSettings,
+    cluster: Option<Cluster>,
+}
+
+pub(crate) struct Nodes {
+    /// What the nodes keep; removed in the end.
+    _dir: TempDir,
+    nodes: Vec<Node>,
+}
+
+impl Nodes {
+    /// `count` nodes, all started.
+    pub(crate) async fn start(count: u8, tuning: Tuning) -> Self {
+        let mut nodes = Self::prepared(count, tuning);
+        for index in 0..nodes.nodes.len() {
+            nodes.start_node(index).await;
+        }
+        nodes.founded().await;
+        nodes
+    }
+
+    /// `count` nodes that do not run yet.
+    pub(crate) fn prepared(count: u8, tuning: Tuning) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // A loopback address of its own per cluster: a port that a node left is not taken by somebody else.
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let part = NEXT.fetch_add(1, Ordering::Relaxed);
+        let peers: Vec<_> = (1..=count).map(|n| format!("127.{high}.{low}.{}:8081", part * 10 + n)).collect();
+        let nodes = (1..=count)
+            .map(|n| {
+                let name = format!("server-{n}");
+                let advertise = peers[usize::from(n) - 1].clone();
+                let host = node::tls::host_of(&advertise).to_owned();
+                let data_dir = dir.path().join(&name);
+                let tls = NodeTls::prepare(&dir.path().join("tls"), &name, &[&host]).unwrap();
+                let settings = ClusterSettings {
+                    admin_token_file: dir.path().join(format!("{name}.token")),
+                    name,
+                    data_dir,
+                    advertise,
+                    peers: peers.clone(),
+                    tls,
+                    tuning: tuning.clone(),
+                };
+                Node { settings, cluster: None }
+            })
+            .collect();
+        Self { _dir: dir, nodes }
+    }
+
+    pub(crate) async fn start_node(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let listener = TcpListener::bind(&node.settings.advertise).await.unwrap();
+        node.cluster = Some(Cluster::start_with(node.settings.clone(), listener, disk_gone()).await.unwrap());
+    }
+
+    /// Ends a node without a word to the others.
+    pub(crate) async fn kill(&mut self, index: usize) {
+        self.nodes[index].cluster.take().unwrap().crash().await;
+        self.disk_released(index).await;
+    }
+
+    /// Ends a node in order.
+    pub(crate) async fn stop(&mut self, index: usize) {
+        self.nodes[index].cluster.take().unwrap().stop().await;
+        self.disk_released(index).await;
+    }
+
+    /// Waits until nothing of a node that was ended works on its disk.
+    async fn disk_released(&self, index: usize) {
+        let lock = self.nodes[index].settings.data_dir.join("lock");
+        eventually("the lock on the data directory is free", async || {
+            std::fs::File::options().append(true).open(&lock).unwrap().try_lock().is_ok()
+        })
+        .await;
+    }
+
+    /// Removes what a node that does not run has on its disk.
+    pub(crate) fn lose_disk(&self, index: usize) {
+        assert!(self.nodes[index].cluster.is_none());
+        std::fs::remove_dir_all(&self.nodes[index].settings.data_dir).unwrap();
+    }
+
+    pub(crate) fn node(&self, index: usize) -> &Cluster {
+        self.nodes[index].cluster.as_ref().unwrap()
+    }
+
+    pub(crate) fn running(&self) -> impl Iterator<Item = (usize, &Cluster)> {
+        self.nodes.iter().enumerate().filter_map(|(index, node)| Some((index, node.cluster.as_ref()?)))
+    }
+
+    pub(crate) fn admin_token_file(&self, index: usize) -> PathBuf {
+        self.nodes[index].settings.admin_token_file.clone()
+    }
+
+    pub(crate) fn admin_token_files(&self) -> Vec<PathBuf> {
+        let files = self.nodes.iter().map(|node| node.settings.admin_token_file.clone());
+        files.filter(|file| file.exists()).collect()
+    }
+
+    /// Waits until every running node is a voter of a cluster with id and admin token.
+    pub(crate) async fn founded(&self) {
+        for (index, cluster) in self.running() {
+            let mut complete = cluster.complete();
+            let waiting = complete.wait_for(|complete| *complete);
+            let waited = tokio::time::timeout(PATIENCE, waiting).await;
+            assert!(waited.is_ok_and(|held| held.is_ok()), "node {index} is no voter in time");
+        }
+    }
+
+    /// The one running node that leads.
+    pub(crate) async fn leader(&self) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let leading: Vec<_> = self
+                .running()
+                .filter(|(_, cluster)| *cluster.leadership().borrow())
+                .map(|(index, _)| index)
+                .collect();
+            if let [leader] = leading[..] {
+                return leader;
+            }
+            assert!(Instant::now() < deadline, "no leader: {leading:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub(crate) async fn follower(&self) -> usize {
+        let leader = self.leader().await;
+        self.running().map(|(index, _)| index).find(|index| *index != leader).unwrap()
+    }
+}
+
+/// At a test's end the disks go while nodes still run; that must not end the process before the test has its say.
+fn disk_gone() -> FatalHook {
+    FatalHook::new(|_| {})
+}
+
+/// A write that can be recognised.
+pub(crate) fn mark(name: &str) -> Operation {
+    let token = Token { name: name.to_owned(), role: Role::Viewer, sha256: [7; 32], created_at_ms: 1 };
+    Operation {
+        origin: Origin { actor: "test".to_owned(), ..Origin::default() },
+        command: Command::AddToken(token),
+    }
+}
+
+pub(crate) async fn write(cluster: &Cluster, name: &str) -> Result<BatchReply, WriteError> {
+    cluster.propose(vec![mark(name)], PATIENCE).await
+}
+
+/// What a linearizable read on this node sees.
+pub(crate) async fn sees(cluster: &Cluster, name: &str) -> bool {
+    cluster.read_barrier(PATIENCE).await.unwrap();
+    cluster.reader().state().tokens().contains_key(name)
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
