@@ -61,5 +61,28 @@ fn start_tracing() {
     reason = "the last words of a process belong on stderr, whatever the log filter"
 )]
 fn complain(error: &anyhow::Error) {
-    eprintln!("outputguard-server: {error:#}");
+    eprintln!("outputguard-server: {}", chain(error));
+}
+
+/// The error and its causes on one line. Many messages carry their cause already; it is not said twice.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_the_message_carries_is_not_said_twice() {
+        let error = anyhow::anyhow!("disk full").context("write /x: disk full").context("start node");
+        assert_eq!(chain(&error), "start node: write /x: disk full");
+    }
 }

@@ -75,6 +75,7 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 /// When the node cannot start, or cannot go on.
 pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
     let registry = Registry::new();
+    check_data_dir(&config.data_dir)?;
     let resolver = resolver(&config, &registry)?;
     let tls = NodeTls::prepare(&config.tls_dir, &config.name, &[host_of(&config.advertise)])?;
     check_writable_parent(&config.admin_token_file)?;
@@ -138,6 +139,20 @@ fn resolver(config: &Config, registry: &Registry) -> anyhow::Result<Resolver> {
         ..resolver::Settings::default()
     };
     Ok(Resolver::new(settings, metrics)?)
+}
+
+fn check_data_dir(dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir).and_then(|()| std::fs::read_dir(dir).map(drop)).map_err(|error| {
+        let remedy = match error.kind() {
+            std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotADirectory => {
+                "there is a file in the way; name a directory"
+            }
+            std::io::ErrorKind::PermissionDenied => "run as the user that owns it, or name another directory",
+            std::io::ErrorKind::ReadOnlyFilesystem => "name a directory on a disk that can be written to",
+            _ => "name a directory that can be read and written",
+        };
+        anyhow!("open data directory {} (node.data_dir): {error}; {remedy}", dir.display())
+    })
 }
 
 /// The token is written when the cluster is founded; that it cannot be must not turn out only then.

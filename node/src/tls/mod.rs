@@ -182,7 +182,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 fn not_a_certificate(path: &Path, problem: String) -> TlsError {
-    let remedy = "put a PEM certificate there, or remove the file and its .key so that new ones are issued";
+    let remedy = match path.file_name() {
+        Some(name) if name == CA_CERT_FILE => "put the PEM of the cluster's CA there",
+        _ => "put a PEM certificate there, or remove the file and its .key so that new ones are issued",
+    };
     TlsError::Unusable { path: path.to_owned(), problem, remedy }
 }
 
