@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::addresses::{FEED_PORT, METRICS_PORT, Net};
 use crate::check;
@@ -31,7 +31,10 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 pub fn run(port: u16, check: bool, out: &mut impl Write) -> Result<()> {
     let start = Instant::now();
     writeln!(out, "starting a small internet in network namespaces …")?;
-    let mut lab = Lab::start(&LabOptions { port, ..LabOptions::default() })?;
+    let mut lab = match Lab::start(&LabOptions { port, ..LabOptions::default() }) {
+        Err(_) if wait::interrupted() => bail!("interrupted while starting; everything is removed"),
+        started => started?,
+    };
     seed_dns(&lab)?;
     writeln!(out, "up after {:.1} s\n", start.elapsed().as_secs_f32())?;
     let result = if check {
@@ -108,13 +111,11 @@ fn page(lab: &Lab) -> Result<String> {
         &both(Net::Lan, addresses::resolver()),
         &format!("resolver, authority for {ZONE}"),
     );
-    row(
-        "inet",
-        lab.network.internet.name(),
-        &addresses::PUBLIC_V4.join(" "),
-        "the internet: HTTP 80 443 8080, echo 7",
-    );
-    row("", "", &addresses::PUBLIC_V6.join(" "), "");
+    let mut named = ("inet", lab.network.internet.name(), "the internet: HTTP 80 443 8080, echo 7");
+    for prefixes in addresses::PUBLIC_V4.chunks(2).chain(addresses::PUBLIC_V6.chunks(2)) {
+        row(named.0, named.1, &prefixes.join(", "), named.2);
+        named = ("", "", "");
+    }
     row(
         "lb",
         lab.network.balancer.name(),

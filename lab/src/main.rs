@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    match run(Arguments::parse().command) {
+    match run(&Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             #[allow(clippy::print_stderr, reason = "the program's last word to its user")]
@@ -48,8 +48,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
-    match command {
+fn run(command: &Command) -> Result<()> {
+    match *command {
         Command::Internet => runtime()?.block_on(internet::serve()),
         Command::Demo { port, check } => {
             ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root; run it with sudo");

@@ -25,6 +25,8 @@ use crate::wait;
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of a log's end is read for [`Process::log_tail`].
 const TAIL_BYTES: u64 = 64 * 1024;
+/// Environment variables that configure our programs.
+const OWN_VARIABLES: &str = "OUTPUTGUARD_";
 /// How often a process is looked at while waiting for its end.
 const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(3);
 
@@ -86,9 +88,17 @@ impl Program {
             .open(&self.log)
             .with_context(|| format!("open log {}", self.log.display()))?;
         let mut command = Command::new(&self.path);
+        // What the caller set for programs of its own must not reach into the lab.
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(OWN_VARIABLES))
+        {
+            command.env_remove(name);
+        }
         command
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            // Logs are files, read with plain tools.
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("duplicate log")?)
             .stderr(log)
