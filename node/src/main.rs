@@ -9,8 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// What is logged unless `OUTPUTGUARD_LOG` says otherwise. openraft tells its whole inner life at level info.
-const DEFAULT_LOG: &str = "info,openraft=warn";
+/// What is logged unless `OUTPUTGUARD_LOG` says otherwise. openraft warns twenty times a second while a peer is away,
+/// which this program says once.
+const DEFAULT_LOG: &str = "info,openraft=error,raft_log=warn,chunked_wal=warn";
 
 fn main() -> ExitCode {
     let flags = Flags::parse_from(normalise(std::env::args_os()));

@@ -133,8 +133,9 @@ fn is_member(answer: &Result<Probe, CallError>) -> bool {
 }
 
 async fn found(cluster: &Cluster, members: BTreeMap<NodeId, NodeInfo>) -> Progress {
-    let names: Vec<_> = members.values().map(|node| node.name.clone()).collect();
-    if (1..names.len()).any(|at| names[..at].contains(&names[at])) {
+    let mut names: Vec<_> = members.values().map(|node| node.name.clone()).collect();
+    names.sort();
+    if names.windows(2).any(|pair| pair[0] == pair[1]) {
         return Progress::Again(format!("nodes have the same name ({}); set node.name", names.join(", ")));
     }
     tracing::info!(members = names.join(", "), "founding a cluster");

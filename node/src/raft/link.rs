@@ -4,36 +4,20 @@
 //! delays a heartbeat. Whether a request may be sent again depends on one thing: did it leave this node? [`CallError`]
 //! says so.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+mod connection;
 
-use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt as _};
-use nix::sys::socket::{setsockopt, sockopt};
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use raft_store::StateReader;
 use raft_store::types::NodeId;
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_util::codec::{FramedRead, FramedWrite};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
-use super::wire::{Answer, Envelope, Refusal, Request, Response, decode, encode, framing};
-use crate::tls::server_name;
-
-/// TCP and TLS must be up within this time.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Frames waiting for the socket; whoever sends more waits.
-const WRITE_QUEUE_FRAMES: usize = 16;
-/// An idle connection is probed after this time, and given up when the probes stay unanswered, seconds.
-const KEEPALIVE_IDLE_S: u32 = 5;
-const KEEPALIVE_INTERVAL_S: u32 = 2;
-const KEEPALIVE_PROBES: u32 = 3;
-/// Sent bytes the peer's kernel does not acknowledge for this long end the connection, milliseconds.
-const TCP_USER_TIMEOUT_MS: u32 = 5_000;
+use super::wire::{Refusal, Request, Response};
+pub(crate) use connection::tune;
+use connection::{Connection, connect};
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,172 +206,6 @@ async fn connect_line(
     tell.send_replace(Some(connected));
 }
 
-/// Opens a connection; logs the first failure of a peer and its return, not every attempt.
-async fn connect(peer: &Peer) -> Result<Connection, String> {
-    match timeout(CONNECT_TIMEOUT, connect_tls(peer)).await.unwrap_or_else(|_| Err("no answer".to_owned())) {
-        Ok(stream) => {
-            if peer.warned.swap(false, Ordering::Relaxed) {
-                tracing::info!(peer = %peer.address, "peer can be reached again");
-            }
-            Ok(Connection::start(peer.address.clone(), stream))
-        }
-        Err(error) => {
-            let message = format!("connect to peer {}: {error}", peer.address);
-            if !peer.warned.swap(true, Ordering::Relaxed) {
-                tracing::warn!(peer = %peer.address, error, "cannot reach peer; trying on");
-            }
-            Err(message)
-        }
-    }
-}
-
-async fn connect_tls(peer: &Peer) -> Result<TlsStream<TcpStream>, String> {
-    let name = server_name(&peer.address)?;
-    let stream = TcpStream::connect(&peer.address).await.map_err(|error| error.to_string())?;
-    tune(&stream).map_err(|error| error.to_string())?;
-    TlsConnector::from(Arc::clone(&peer.tls))
-        .connect(name, stream)
-        .await
-        .map_err(|error| format!("TLS: {error}; both nodes need certificates of one CA (ca.pem)"))
-}
-
-/// Small frames go out at once, and a peer that is gone without a word is noticed.
-pub(crate) fn tune(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    setsockopt(stream, sockopt::KeepAlive, &true)?;
-    setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_S)?;
-    setsockopt(stream, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_S)?;
-    setsockopt(stream, sockopt::TcpKeepCount, &KEEPALIVE_PROBES)?;
-    setsockopt(stream, sockopt::TcpUserTimeout, &TCP_USER_TIMEOUT_MS)?;
-    Ok(())
-}
-
-/// Requests whose answers are awaited; `None` once the connection is closed.
-type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Response>>>>>;
-
-struct Connection {
-    address: String,
-    sequence: AtomicU64,
-    frames: mpsc::Sender<Bytes>,
-    waiting: Waiting,
-    /// Both ends when the connection is dropped.
-    tasks: [tokio::task::AbortHandle; 2],
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
-}
-
-impl Connection {
-    fn start(address: String, stream: TlsStream<TcpStream>) -> Self {
-        let (read, write) = tokio::io::split(stream);
-        let (frames, mut queue) = mpsc::channel::<Bytes>(WRITE_QUEUE_FRAMES);
-        let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
-        let writer = {
-            let (waiting, address) = (Arc::clone(&waiting), address.clone());
-            tokio::spawn(async move {
-                let mut sink = FramedWrite::new(write, framing());
-                while let Some(frame) = queue.recv().await {
-                    let mut sent = sink.feed(frame).await;
-                    while let Ok(frame) = queue.try_recv() {
-                        if sent.is_err() {
-                            break;
-                        }
-                        sent = sink.feed(frame).await;
-                    }
-                    if sent.is_ok() {
-                        sent = SinkExt::<Bytes>::flush(&mut sink).await;
-                    }
-                    if let Err(error) = sent {
-                        tracing::debug!(peer = %address, %error, "peer connection ends");
-                        break;
-                    }
-                }
-                lock(&waiting).take();
-            })
-        };
-        let reader = {
-            let (waiting, address) = (Arc::clone(&waiting), address.clone());
-            tokio::spawn(async move {
-                let mut frames = FramedRead::new(read, framing());
-                while let Some(frame) = frames.next().await {
-                    let answer = frame
-                        .map_err(|error| error.to_string())
-                        .and_then(|frame| decode::<Answer>(&frame).map_err(|error| error.to_string()));
-                    match answer {
-                        Ok(Answer { sequence, response }) => {
-                            let waiter =
-                                lock(&waiting).as_mut().and_then(|waiting| waiting.remove(&sequence));
-                            if let Some(waiter) = waiter {
-                                // Nobody may be waiting any longer.
-                                let _ = waiter.send(response);
-                            }
-                        }
-                        Err(error) => {
-                            tracing::debug!(peer = %address, error, "peer connection ends");
-                            break;
-                        }
-                    }
-                }
-                lock(&waiting).take();
-            })
-        };
-        let tasks = [writer.abort_handle(), reader.abort_handle()];
-        Self { address, sequence: AtomicU64::new(0), frames, waiting, tasks }
-    }
-
-    fn is_closed(&self) -> bool {
-        lock(&self.waiting).is_none()
-    }
-
-    async fn submit(
-        &self,
-        identity: &Identity,
-        to: Option<NodeId>,
-        request: Request,
-    ) -> Result<Pending, CallError> {
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let frame = self.frame(identity, to, sequence, request)?;
-        let (waiter, answer) = oneshot::channel();
-        match lock(&self.waiting).as_mut() {
-            Some(waiting) => {
-                // Whoever gave up waiting left an entry behind.
-                if waiting.len() >= MAX_ABANDONED {
-                    waiting.retain(|_, waiter| !waiter.is_closed());
-                }
-                waiting.insert(sequence, waiter);
-            }
-            None => return Err(CallError::NotSent(format!("the connection to {} was closed", self.address))),
-        }
-        self.send(frame).await?;
-        Ok(Pending { peer: self.address.clone(), answer })
-    }
-
-    async fn send(&self, frame: Bytes) -> Result<(), CallError> {
-        let closed = |_| CallError::NotSent(format!("the connection to {} was closed", self.address));
-        self.frames.send(frame).await.map_err(closed)
-    }
-
-    fn frame(
-        &self,
-        identity: &Identity,
-        to: Option<NodeId>,
-        sequence: u64,
-        request: Request,
-    ) -> Result<Bytes, CallError> {
-        let cluster = identity.reader.state().cluster();
-        encode(&Envelope { sequence, cluster, from: identity.id, to, request })
-            .map_err(|error| CallError::NotSent(error.to_string()))
-    }
-}
-
-/// Entries of callers that gave up are swept out when a connection has this many.
-const MAX_ABANDONED: usize = 4_096;
-
 /// A connection for one transfer.
 pub(crate) struct OwnConnection {
     connection: Connection,
@@ -403,9 +221,7 @@ impl OwnConnection {
 
     /// Sends a request that only has an answer together with others.
     pub(crate) async fn send(&self, request: Request) -> Result<(), CallError> {
-        let sequence = self.connection.sequence.fetch_add(1, Ordering::Relaxed);
-        let frame = self.connection.frame(&self.identity, self.to, sequence, request)?;
-        self.connection.send(frame).await
+        self.connection.send(&self.identity, self.to, request).await
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use raft_store::NodeInfo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -157,4 +158,22 @@ async fn plain_text_is_refused_and_the_node_goes_on() {
     log.shows(&["refused a peer connection", &format!("peer={}", stream.local_addr().unwrap())]).await;
     let link = node.peers().link(&node.node().raft_address, Some(node.id()), Purpose::Forward);
     assert!(matches!(link.call(Request::Status, deadline()).await, Ok(Response::Status(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_was_removed_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = alone(dir.path()).await;
+    let removed = NodeInfo { name: "server-9".to_owned(), raft_address: "127.0.0.1:1".to_owned() };
+    let refused = node.join_here(node.id() ^ 1, removed, false).await.unwrap_err();
+    assert!(refused.to_string().contains("was removed from the cluster"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_node_cannot_take_the_name_of_one_that_is_alive() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = alone(dir.path()).await;
+    let namesake = NodeInfo { name: node.name().to_owned(), raft_address: "127.0.0.1:1".to_owned() };
+    let refused = node.join_here(node.id() ^ 1, namesake, true).await.unwrap_err();
+    assert!(refused.to_string().contains("is alive and has the same name"), "{refused}");
 }

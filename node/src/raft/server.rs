@@ -135,12 +135,19 @@ impl PeerConnection {
                 Some(_) = handlers.join_next(), if !handlers.is_empty() => {}
                 frame = frames.next(), if appends.len() < MAX_APPENDS => {
                     let Some(frame) = frame else { break };
-                    let envelope = match frame.map_err(|error| error.to_string()).and_then(|frame| {
-                        decode::<Envelope>(&frame).map_err(|error| error.to_string())
-                    }) {
+                    let envelope = match frame {
+                        Ok(frame) => decode::<Envelope>(&frame),
+                        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Err(error.into()),
+                        Err(error) => {
+                            // A peer that ends or was killed.
+                            tracing::debug!(peer = %self.remote, %error, "peer connection ended");
+                            break;
+                        }
+                    };
+                    let envelope = match envelope {
                         Ok(envelope) => envelope,
                         Err(error) => {
-                            tracing::warn!(peer = %self.remote, error, "closing a peer connection");
+                            tracing::warn!(peer = %self.remote, %error, "closing a peer connection");
                             break;
                         }
                     };
@@ -256,7 +263,7 @@ async fn write_answers(write: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver
     while let Some(answer) = queue.recv().await {
         let mut next = Some(answer);
         while let Some(answer) = next {
-            let Some(frame) = frame(answer) else { return };
+            let Some(frame) = frame(&answer) else { return };
             if sink.feed(frame).await.is_err() {
                 return;
             }
@@ -269,9 +276,9 @@ async fn write_answers(write: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver
 }
 
 /// An answer that is too large becomes a refusal; the refusal always fits.
-fn frame(answer: Answer) -> Option<Bytes> {
+fn frame(answer: &Answer) -> Option<Bytes> {
     let sequence = answer.sequence;
-    encode(&answer)
+    encode(answer)
         .or_else(|error| {
             encode(&Answer { sequence, response: Response::Refused(Refusal::Unable(error.to_string())) })
         })

@@ -244,7 +244,7 @@ pub(crate) fn append_parts(request: AppendEntriesRequest<TypeConfig>) -> Result<
             });
             (prev, bytes) = (last, 0);
         }
-        let blob = bincode::serde::encode_to_vec(&entry, config()).map_err(WireError::encode)?;
+        let blob = bincode::serde::encode_to_vec(&entry, config())?;
         bytes += blob.len();
         last = Some(entry.log_id);
         blobs.push(Blob(blob));
@@ -317,9 +317,15 @@ impl<'de> Deserialize<'de> for Blob {
 #[error("{0}")]
 pub(crate) struct WireError(String);
 
-impl WireError {
-    fn encode(error: bincode::error::EncodeError) -> Self {
+impl From<bincode::error::EncodeError> for WireError {
+    fn from(error: bincode::error::EncodeError) -> Self {
         Self(format!("encode frame: {error}"))
+    }
+}
+
+impl From<std::io::Error> for WireError {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
     }
 }
 
@@ -340,7 +346,7 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, WireError> {
     let mut frame = BytesMut::with_capacity(256);
     frame.put_u8(WIRE_VERSION);
     let mut writer = frame.writer();
-    bincode::serde::encode_into_std_write(value, &mut writer, config()).map_err(WireError::encode)?;
+    bincode::serde::encode_into_std_write(value, &mut writer, config())?;
     let frame = writer.into_inner().freeze();
     if frame.len() > MAX_FRAME_BYTES {
         return Err(WireError(format!(
@@ -375,127 +381,4 @@ fn decode_whole<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use openraft::Vote as RaftVote;
-    use openraft::vote::RaftLeaderId as _;
-
-    use super::*;
-
-    fn log_id(index: u64) -> LogId {
-        let leader = <TypeConfig as openraft::RaftTypeConfig>::LeaderId::new(3, 9);
-        LogId::new(leader.to_committed(), index)
-    }
-
-    fn envelope(request: Request) -> Envelope {
-        Envelope { sequence: 7, cluster: Some(Uuid::from_u128(1)), from: 2, to: Some(3), request }
-    }
-
-    fn entry(index: u64, comment: usize) -> Entry {
-        let operation = Operation {
-            origin: raft_store::command::Origin { actor: "x".repeat(comment), ..Default::default() },
-            command: raft_store::command::Command::RemoveToken { name: "t".to_owned() },
-        };
-        Entry {
-            log_id: log_id(index),
-            payload: openraft::EntryPayload::Normal(raft_store::Batch {
-                at_ms: 5,
-                operations: vec![operation],
-            }),
-        }
-    }
-
-    fn request(entries: Vec<Entry>) -> AppendEntriesRequest<TypeConfig> {
-        AppendEntriesRequest {
-            vote: RaftVote::new_committed(3, 9),
-            prev_log_id: Some(log_id(4)),
-            entries,
-            leader_commit: Some(log_id(3)),
-        }
-    }
-
-    #[test]
-    fn the_bytes_of_version_1_are_frozen() {
-        let cases: Vec<(Vec<u8>, &str)> = vec![
-            (
-                encode(&envelope(Request::Status)).unwrap().to_vec(),
-                "01070110000000000000000000000000000000010201030\
-             9",
-            ),
-            (
-                encode(&envelope(Request::Probe { peers: vec!["a:1".to_owned()] })).unwrap().to_vec(),
-                "010701100000000000000000000000000000000102010\
-                 30a0103613a31",
-            ),
-            (
-                encode(&Answer { sequence: 1, response: Response::ReadIndex(300) }).unwrap().to_vec(),
-                "010106fb2c01",
-            ),
-            (
-                encode(&Answer {
-                    sequence: 1,
-                    response: Response::Refused(Refusal::NotLeader { leader: None }),
-                })
-                .unwrap()
-                .to_vec(),
-                "0101000200",
-            ),
-        ];
-        for (bytes, frozen) in cases {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            assert_eq!(hex, frozen.replace([' ', '\n'], ""));
-        }
-    }
-
-    #[test]
-    fn an_append_request_comes_out_as_it_went_in() {
-        let sent = request(vec![entry(5, 1), entry(6, 1)]);
-        let mut parts = append_parts(sent.clone()).unwrap();
-        assert_eq!(parts.len(), 1);
-        let part = parts.remove(0);
-        assert_eq!((part.prev, part.last), (Some(log_id(4)), Some(log_id(6))));
-        let frame = encode(&envelope(Request::Append(part.append))).unwrap();
-        let Request::Append(append) = decode::<Envelope>(&frame).unwrap().request else {
-            panic!("another request")
-        };
-        assert_eq!(format!("{:?}", append.into_request().unwrap()), format!("{sent:?}"));
-    }
-
-    #[test]
-    fn a_large_append_request_is_cut_into_frames_that_follow_each_other() {
-        let entries: Vec<_> = (5..25).map(|index| entry(index, 200_000)).collect();
-        let parts = append_parts(request(entries)).unwrap();
-        assert!(parts.len() > 2);
-        let mut prev = Some(log_id(4));
-        for part in &parts {
-            assert_eq!(part.prev, prev);
-            prev = part.last;
-            assert!(encode(&envelope(Request::Append(part.append.clone()))).unwrap().len() < MAX_FRAME_BYTES);
-        }
-        assert_eq!(prev, Some(log_id(24)));
-    }
-
-    #[test]
-    fn a_heartbeat_is_one_frame_whose_success_means_the_previous_entry() {
-        let parts = append_parts(request(Vec::new())).unwrap();
-        assert_eq!(parts.len(), 1);
-        assert_eq!((parts[0].prev, parts[0].last), (Some(log_id(4)), Some(log_id(4))));
-    }
-
-    #[test]
-    fn a_newer_version_garbage_and_leftovers_are_refused() {
-        let good = encode(&envelope(Request::Status)).unwrap();
-        let mut newer = good.to_vec();
-        newer[0] = 2;
-        assert!(decode::<Envelope>(&newer).unwrap_err().to_string().contains("version 2"));
-        let mut longer = good.to_vec();
-        longer.push(0);
-        assert!(decode::<Envelope>(&longer).unwrap_err().to_string().contains("left over"));
-        for len in 0..good.len() {
-            assert!(decode::<Envelope>(&good[..len]).is_err(), "{len} bytes");
-        }
-        // A length that promises more than a frame can hold must not be believed.
-        assert!(
-            decode::<Envelope>(&[1, 0, 0, 0, 0, 6, 253, 255, 255, 255, 255, 255, 255, 255, 255]).is_err()
-        );
-    }
-}
+mod tests;

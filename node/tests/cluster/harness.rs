@@ -29,7 +29,7 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// `count` nodes, all started.
     pub(crate) async fn start(count: u8, tuning: Tuning) -> Self {
-        let mut nodes = Self::prepared(count, tuning);
+        let mut nodes = Self::prepared(count, &tuning);
         for index in 0..nodes.nodes.len() {
             nodes.start_node(index).await;
         }
@@ -38,7 +38,7 @@ impl Nodes {
     }
 
     /// `count` nodes that do not run yet.
-    pub(crate) fn prepared(count: u8, tuning: Tuning) -> Self {
+    pub(crate) fn prepared(count: u8, tuning: &Tuning) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // A loopback address of its own per cluster: a port that a node left is not taken by somebody else.
         static NEXT: AtomicU8 = AtomicU8::new(0);

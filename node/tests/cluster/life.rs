@@ -15,7 +15,7 @@ async fn voters(cluster: &Cluster) -> BTreeSet<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_founded_once_whatever_the_order_of_starts() {
-    let mut nodes = Nodes::prepared(3, Tuning::default());
+    let mut nodes = Nodes::prepared(3, &Tuning::default());
     // The founder comes last; nobody may found without it, and it may not without the others.
     for index in [2, 1, 0] {
         assert!(nodes.running().all(|(_, cluster)| cluster.node_status().is_none()), "founded too early");
@@ -90,7 +90,7 @@ async fn a_node_that_lost_its_disk_joins_under_a_new_id_and_the_old_id_is_remove
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_file_that_was_there_before_is_used() {
-    let mut nodes = Nodes::prepared(1, Tuning::default());
+    let mut nodes = Nodes::prepared(1, &Tuning::default());
     let file = nodes.admin_token_file(0);
     std::fs::write(&file, "the operator's own secret\n").unwrap();
     nodes.start_node(0).await;

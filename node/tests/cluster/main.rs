@@ -1,5 +1,7 @@
 //! Several nodes in one process, with real TLS on loopback and real disks: founding, failing, coming back.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 mod harness;
 mod life;
 mod quorum;

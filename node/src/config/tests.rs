@@ -1,0 +1,78 @@
+//! What a configuration may say, and what is answered when it may not.
+
+use clap::Parser;
+
+use super::*;
+
+const WHOLE: &str = r#"
+node: { name: server-1, data_dir: /data }
+listen: { api: "127.0.0.1:1", feed: "127.0.0.1:2", raft: "127.0.0.1:3" }
+cluster: { advertise: "10.1.0.1:8081", peers: ["10.1.0.2:8081", "10.1.0.1:8081"] }
+tls: { dir: /tls }
+auth: { admin_token_file: /token }
+resolver: { upstreams: ["10.1.0.53:53", "fd00::53"], min_interval_s: 1, max_interval_s: 2, linger_s: 3 }
+"#;
+
+fn load(text: &str, flags: &[&str]) -> Result<Config, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("server.yaml");
+    std::fs::write(&path, text).unwrap();
+    let args = ["outputguard-server", "--config", path.to_str().unwrap()];
+    let flags = Flags::try_parse_from(args.iter().chain(flags)).map_err(|error| error.to_string())?;
+    Config::load(flags).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_whole_file_fills_every_value() {
+    let config = load(WHOLE, &[]).unwrap();
+    assert_eq!(config.name, "server-1");
+    assert_eq!(config.peers, ["10.1.0.1:8081", "10.1.0.2:8081"], "sorted");
+    assert_eq!(config.tls_dir, Path::new("/tls"));
+    assert_eq!(config.resolver.upstreams[1], "[fd00::53]:53".parse().unwrap());
+    assert_eq!(config.resolver.linger, Duration::from_secs(3));
+}
+
+#[test]
+fn an_empty_file_is_a_cluster_of_one_with_defaults_below_the_data_directory() {
+    let config = load("", &["--data-dir", "/x", "--node-name", "a"]).unwrap();
+    assert_eq!(config.advertise, "a:8081");
+    assert_eq!(config.tls_dir, Path::new("/x/tls"));
+    assert_eq!(config.admin_token_file, Path::new("/x/admin.token"));
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let config = load(WHOLE, &["--node-name", "other", "--listen-api", "127.0.0.1:9"]).unwrap();
+    assert_eq!((config.name.as_str(), config.listen_api.port()), ("other", 9));
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line() {
+    let error = load("node:\n  name: a\n  datadir: /x\n", &[]).unwrap_err();
+    assert!(error.contains("datadir") && error.contains("line 3"), "{error}");
+    let error = load("nodes: {}\n", &[]).unwrap_err();
+    assert!(error.contains("nodes"), "{error}");
+}
+
+#[test]
+fn a_wrong_value_names_its_key_and_what_would_be_right() {
+    let cases = [
+        ("listen: { api: '8080' }", "listen.api", "IP:port"),
+        ("cluster: { peers: ['a:8081'] }", "cluster.advertise", "host:port"),
+        ("cluster: { advertise: 'b:1', peers: ['a:8081'] }", "cluster.advertise", "this one included"),
+        ("cluster: { advertise: 'b', peers: ['b'] }", "cluster.peers", "host:port"),
+        ("resolver: { upstreams: [dns.example] }", "resolver.upstreams", "IP:port"),
+        ("resolver: { min_interval_s: 0 }", "resolver.min_interval_s", "1 or more"),
+        ("node: { name: 'a b' }", "node.name", "letters"),
+    ];
+    for (text, key, remedy) in cases {
+        let error = load(text, &[]).unwrap_err();
+        assert!(error.contains(key) && error.contains(remedy), "{text}: {error}");
+    }
+}
+
+#[test]
+fn malformed_yaml_names_file_and_line() {
+    let error = load("node: {\n", &[]).unwrap_err();
+    assert!(error.contains("server.yaml") && error.contains("line"), "{error}");
+}
