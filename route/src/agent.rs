@@ -32,6 +32,8 @@ struct Agent {
     in_use: BTreeMap<Family, usize>,
     /// Families without a way out, to say so once.
     closed: BTreeSet<Family>,
+    /// False when at the start no gateway was on-link and the kernel held none of our routes.
+    had_a_way: bool,
 }
 
 /// Runs until `shutdown` is ready. Then the routes stay (traffic keeps its gateway, and nothing can pass by it) unless
@@ -43,6 +45,11 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> anyh
     tokio::pin!(shutdown);
     let mut watch = Watch::open().context("watch links, routes and rules")?;
     let mut agent = Agent::start(settings).await?;
+    if !agent.had_a_way {
+        // At boot the link may come later than we do. Until then the host stays closed: its own default route must
+        // not carry what the gateways are there to judge.
+        warn!("no gateway is on-link yet ({}): public addresses stay unreachable until one is", agent.names());
+    }
     agent.reconcile().await?;
     info!("routes are in place");
     let mut pause = RECONCILE_INTERVAL;
@@ -84,7 +91,14 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> anyh
 /// # Errors
 /// When that fails.
 pub async fn once(settings: Settings) -> anyhow::Result<()> {
-    Agent::start(settings).await?.reconcile().await
+    let mut agent = Agent::start(settings).await?;
+    if !agent.had_a_way {
+        bail!(
+            "gateway {} is not on-link: no network this host is on holds it; use the address a gateway has there",
+            agent.names()
+        );
+    }
+    agent.reconcile().await
 }
 
 /// Removes every rule and route with our protocol number.
@@ -165,13 +179,6 @@ impl Agent {
                 in_use.entry(family).or_insert(index);
             }
         }
-        if on_link == 0 && held.routes.is_empty() {
-            let names: Vec<String> = settings.gateways.iter().map(Gateway::to_string).collect();
-            bail!(
-                "gateway {} is not on-link: no network this host is on holds it; use the address a gateway has there",
-                names.join(", ")
-            );
-        }
         for family in families {
             if members(&settings, family).is_empty() {
                 warn!("no {family} gateway is named: public {family} addresses will be unreachable");
@@ -184,7 +191,13 @@ impl Agent {
             )?;
         }
         let probes = Probes::start(&settings.gateways, settings.probe_interval, probed);
-        Ok(Self { probes, settings, kernel, in_use, closed: BTreeSet::new() })
+        let had_a_way = on_link > 0 || !held.routes.is_empty();
+        Ok(Self { probes, settings, kernel, in_use, closed: BTreeSet::new(), had_a_way })
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<String> = self.settings.gateways.iter().map(Gateway::to_string).collect();
+        names.join(", ")
     }
 
     async fn reconcile(&mut self) -> anyhow::Result<()> {

@@ -43,6 +43,16 @@ fn a_link_flap_closes_the_way_and_is_repaired_at_once() {
 }
 
 #[test]
+fn an_agent_that_starts_before_its_link_closes_the_host_and_opens_the_way_later() {
+    let world = World::new();
+    world.ip("client", "link set eth0 down");
+    let _agent = world.start(&["--gateway=10.2.0.1"]);
+    assert!(!world.reaches("9.9.9.3"), "the host's own default route carried what a gateway should judge");
+    world.ip("client", "link set eth0 up");
+    world.wait("packets flow through the gateway", || world.reaches("9.9.9.1"));
+}
+
+#[test]
 fn what_somebody_flushed_is_restored() {
     let world = World::new();
     let _agent = world.start(&["--gateway=10.2.0.1", "--gateway=fd00:2::1"]);
