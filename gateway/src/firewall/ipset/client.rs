@@ -13,8 +13,8 @@ use crate::firewall::layout::{Family, Member, Scope};
 const OUR_PROTOCOL: u8 = 7;
 /// The oldest (`IPSET_PROTOCOL_MIN`).
 const OLDEST_PROTOCOL: u8 = 6;
-/// Least buckets of a table. When a member comes into or leaves a bucket, the kernel may copy the bucket, and what it counts
-/// in the old copy meanwhile is lost (`mtype_add`, `mtype_del`); in a wide table hardly two members share one.
+/// Least buckets of a table. When a bucket grows the kernel copies it, and what the old copy counts before the new one is in
+/// place would be lost (`mtype_add` in `ip_set_hash_gen.h`; read there, not reproduced). Wide tables seldom grow a bucket.
 const MIN_TABLE_WIDTH: u32 = 65_536;
 /// How often a request is sent again when its answers were lost. Every request may run twice.
 const MAX_ATTEMPTS: usize = 5;
