@@ -117,8 +117,13 @@ impl Dns {
         authority.wait_ready(READY_TIMEOUT, || {
             output(Command::new("knotc").arg("-s").arg(&control).args(["zone-read", ZONE, "@", "SOA"]))
         })?;
+        // Debian's AppArmor profile lets /usr/sbin/unbound read only its own directories. It goes by the path of the
+        // program, so a copy beside its configuration may read that. Copied by another process: a file this one had
+        // open for writing could be inherited by a fork and then not be executed ("text file busy").
+        let program = directory.join("unbound");
+        output(Command::new("cp").arg("/usr/sbin/unbound").arg(&program)).context("copy /usr/sbin/unbound")?;
         let mut resolver = Process::start(
-            Program::new("unbound", "/usr/sbin/unbound", &network.dns, run.directory()).arguments([
+            Program::new("unbound", program, &network.dns, run.directory()).arguments([
                 "-d".into(),
                 "-c".into(),
                 unbound.into_os_string(),

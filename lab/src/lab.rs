@@ -23,6 +23,8 @@ use crate::wait;
 
 /// How long an election may take.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long after readiness the first start may take to write the administrator's token.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long gateways may take to hold what the servers published.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
 /// Lines of each log shown when something failed.
@@ -116,7 +118,13 @@ impl Lab {
         for index in self.servers.len()..self.network.servers.len() {
             self.servers.push(Server::start(&self.run, &self.network, index, &self.binaries)?);
         }
-        self.wait_servers_ready()
+        self.wait_servers_ready()?;
+        // The first thing a person does: take the token that the first start wrote, and see that it opens the API.
+        let Some(first) = self.servers.first() else { return Ok(()) };
+        wait::until("the administrator's token opens the API", TOKEN_TIMEOUT, || -> Result<()> {
+            first.api()?.entries()?;
+            Ok(())
+        })
     }
 
     /// Starts those servers again that do not run, and waits until each is ready.

@@ -1,5 +1,7 @@
 //! A process of the lab: started inside a namespace, logged to a file, gone with us whatever happens.
 
+mod spawn;
+
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,8 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use nix::unistd::Pid;
 
 use crate::namespace::Namespace;
 use crate::wait;
+use spawn::spawn;
 
 /// How long a process may take to end after SIGTERM.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -322,34 +324,6 @@ fn tail(path: &Path, lines: usize) -> io::Result<String> {
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
     Ok(all[all.len().saturating_sub(lines)..].join("\n"))
-}
-
-struct Order {
-    command: Command,
-    answer: SyncSender<io::Result<Child>>,
-}
-
-/// Starts `command` on a thread that lives as long as we do. The kernel sends the parent-death signal when the
-/// starting *thread* ends, so a child started by a passing thread would die with it.
-fn spawn(command: Command) -> io::Result<Child> {
-    static SPAWNER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
-    let spawner = SPAWNER.get_or_init(|| {
-        let (orders, queue) = channel::<Order>();
-        thread::spawn(move || {
-            for Order { mut command, answer } in queue {
-                let _ = answer.send(command.spawn());
-            }
-        });
-        Mutex::new(orders)
-    });
-    let gone = || io::Error::other("the starting thread is gone");
-    let (answer, result) = sync_channel(1);
-    spawner
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .send(Order { command, answer })
-        .map_err(|_| gone())?;
-    result.recv().map_err(|_| gone())?
 }
 
 #[cfg(test)]

@@ -15,7 +15,9 @@ fn address(text: &str) -> IpAddr {
 
 /// Adds `target` and waits until the client reaches it.
 fn open(lab: &Lab, target: &str) {
-    lab.api().unwrap().add(&NewEntry::to(target)).unwrap();
+    // The balancer may still believe that a server which just came back is gone.
+    let api = lab.api().unwrap();
+    wait::until(format!("{target} is added"), TIMEOUT, || api.add(&NewEntry::to(target))).unwrap();
     let client = lab.client().with_patience(Duration::from_millis(300));
     wait::until(format!("{target} passes"), TIMEOUT, || {
         client.tcp_echo((address(target), 7).into()).answer()
