@@ -302,11 +302,16 @@ fn check_metrics(text: &str) -> Result<SocketAddr, ConfigError> {
 }
 
 fn check_cidrs(texts: &[String]) -> Result<Vec<IpNet>, ConfigError> {
+    let wrong = |reason: String| ConfigError::Value { key: "internal_cidrs", reason };
     let parse = |text: &String| {
-        text.parse().map_err(|_| ConfigError::Value {
-            key: "internal_cidrs",
-            reason: format!("`{text}` is not a CIDR block; write e.g. 10.0.0.0/8"),
-        })
+        let cidr: IpNet = text
+            .parse()
+            .map_err(|_| wrong(format!("`{text}` is not a CIDR block; write e.g. 10.0.0.0/8")))?;
+        // iptables drops `-s 0.0.0.0/0` from a rule, so that we would not know our own jump again.
+        if cidr.prefix_len() == 0 {
+            return Err(wrong(format!("`{text}` is every address; leave it out to cover everything")));
+        }
+        Ok(cidr)
     };
     texts.iter().map(parse).collect()
 }

@@ -98,6 +98,8 @@ fn wrong_values_say_what_would_be_right() {
         (["--metrics", "9900"], "write e.g. 0.0.0.0:9900"),
         (["--name", "two words"], "letters, digits"),
         (["--internal-cidr", "10.0.0.0"], "write e.g. 10.0.0.0/8"),
+        (["--internal-cidr", "0.0.0.0/0"], "leave it out to cover everything"),
+        (["--internal-cidr", "::/0"], "leave it out to cover everything"),
     ] {
         let error = error(&complete(&arguments));
         assert!(error.contains(words), "{arguments:?}: {error}");
