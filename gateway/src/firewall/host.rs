@@ -1,6 +1,7 @@
 //! What the machine must bring along before the kernel driver can work, and how to give it.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use super::FirewallError;
@@ -32,16 +33,23 @@ pub fn check_host() -> Result<(), FirewallError> {
             "{error}; install a kernel with ipset and run `modprobe -a ip_set_hash_net ip_set_hash_netport xt_set`"
         ));
     }
-    for (path, key) in [
-        ("/proc/sys/net/ipv4/ip_forward", "net.ipv4.ip_forward"),
-        ("/proc/sys/net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"),
-    ] {
-        let value = fs::read_to_string(path).unwrap_or_default();
-        if value.trim() != "1" {
-            missing.push(format!("forwarding is off; run `sysctl -w {key}=1` and keep it in /etc/sysctl.d/"));
-        }
+    for key in forwarding_off(Path::new("/proc/sys/net")) {
+        missing.push(format!("forwarding is off; run `sysctl -w {key}=1` and keep it in /etc/sysctl.d/"));
     }
     if missing.is_empty() { Ok(()) } else { Err(FirewallError::Missing(missing.join("; "))) }
+}
+
+/// The switches below `settings` that should be on. A kernel without IPv6 has none for it, and forwards none of it.
+fn forwarding_off(settings: &Path) -> Vec<&'static str> {
+    let is_off = |path: &str| fs::read_to_string(settings.join(path)).unwrap_or_default().trim() != "1";
+    let mut off = Vec::new();
+    if is_off("ipv4/ip_forward") {
+        off.push("net.ipv4.ip_forward");
+    }
+    if settings.join("ipv6").exists() && is_off("ipv6/conf/all/forwarding") {
+        off.push("net.ipv6.conf.all.forwarding");
+    }
+    off
 }
 
 /// Reads the thread's effective capabilities.
@@ -64,5 +72,20 @@ mod tests {
         let status = "Name:\tx\nCapInh:\t0000000000000000\nCapEff:\t0000000000001000\n";
         assert_eq!(effective_capabilities(status), Some(1 << CAP_NET_ADMIN));
         assert_eq!(effective_capabilities("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_is_not_asked_to_forward_it() {
+        let settings = tempfile::tempdir().unwrap();
+        let write = |path: &str, value: &str| {
+            let path = settings.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, value).unwrap();
+        };
+        assert_eq!(forwarding_off(settings.path()), ["net.ipv4.ip_forward"]);
+        write("ipv4/ip_forward", "1\n");
+        assert!(forwarding_off(settings.path()).is_empty());
+        write("ipv6/conf/all/forwarding", "0\n");
+        assert_eq!(forwarding_off(settings.path()), ["net.ipv6.conf.all.forwarding"]);
     }
 }
