@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use gateway::config::{Config, FirewallKind, Flags, LogFormat};
 use gateway::feed::Timings;
-use gateway::firewall::{DryRunFirewall, Firewall, KernelFirewall, KernelOptions, check_host};
+use gateway::firewall::{
+    DryRunFirewall, Firewall, FirewallError, KernelFirewall, KernelOptions, check_host, close_forwarding,
+};
 use gateway::run::{Parts, run};
 use ipnet::IpNet;
 use tokio::net::TcpListener;
@@ -38,6 +40,7 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
         return driver(kind, internal_cidrs)?.cleanup().context("clean up");
     }
     let config = Config::load(flags)?;
+    close(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -51,6 +54,18 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
         let parts = Parts { firewall, listener, timings: Timings::default() };
         Box::pin(run(config, parts, stop_signal()?)).await
     })
+}
+
+/// The first touch of the kernel: whatever fails from here on, nothing passes that did not pass before.
+fn close(config: &Config) -> Result<(), FirewallError> {
+    if config.firewall == FirewallKind::DryRun {
+        return Ok(());
+    }
+    let options = KernelOptions { internal_cidrs: config.internal_cidrs.clone(), ..KernelOptions::default() };
+    let closed = close_forwarding(&options);
+    // What is missing explains best why it could not be closed.
+    check_host()?;
+    closed
 }
 
 fn driver(kind: FirewallKind, internal_cidrs: Vec<IpNet>) -> anyhow::Result<Box<dyn Firewall>> {

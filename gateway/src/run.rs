@@ -26,7 +26,7 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(5);
 pub struct Parts {
     /// The driver, not yet installed.
     pub firewall: Box<dyn Firewall>,
-    /// Bound already, so that a port in use is found before the kernel is touched.
+    /// Bound already, so that a port in use is found before the sets are touched.
     pub listener: TcpListener,
     /// Limits of the feed.
     pub timings: Timings,

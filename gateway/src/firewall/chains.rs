@@ -105,6 +105,16 @@ impl Chains {
         written.map_err(failed)
     }
 
+    /// Makes sure that every packet of ours comes to a drop: the chain is there and ends in it, and the jump leads there.
+    /// Says what was wrong with the jump, if anything.
+    pub(super) fn close_where_open(&self) -> Result<Option<String>, FirewallError> {
+        let closed = Chain::Forward.closed_body();
+        if !self.body(Chain::Forward)?.is_some_and(|present| present.ends_with(&closed)) {
+            self.set_body(Chain::Forward, &closed)?;
+        }
+        self.lead_in(Chain::Forward)
+    }
+
     /// Makes our jumps the first rules of the chain's parent; whoever stands in front of them could let packets pass
     /// around us. Says what was wrong, if anything. At no moment is there less than one jump.
     pub(super) fn lead_in(&self, chain: Chain) -> Result<Option<String>, FirewallError> {

@@ -33,6 +33,20 @@ pub struct KernelFirewall {
     settled: bool,
 }
 
+/// Makes sure that nothing passes around our rules, before anything else at start can fail: whatever keeps a gateway
+/// from starting after a boot, the machine forwards nothing. Chains that stand already, with what they let through,
+/// are left as they are; sets are not touched.
+///
+/// # Errors
+/// [`FirewallError`] when `iptables` or `ip6tables` could not be run or refused.
+pub fn close_forwarding(options: &KernelOptions) -> Result<(), FirewallError> {
+    let chains = Family::BOTH.map(|family| Chains::new(family, &options.internal_cidrs));
+    for difference in KernelFirewall::close_where_open(&chains)? {
+        tracing::debug!("{difference}; now it is");
+    }
+    Ok(())
+}
+
 impl KernelFirewall {
     /// Opens the way to the kernel; touches nothing.
     ///
@@ -59,6 +73,21 @@ impl KernelFirewall {
                 format!("{} still holds chains of ours; remove them with --cleanup", other.program())
             })
             .collect()
+    }
+
+    /// Closes the way wherever packets could pass around our rules: without a jump, a chain or its final drop. What
+    /// stands is left as it is. It needs no sets, and goes on to the other family past an error. Says which jumps were
+    /// wrong; [`Self::establish`] says which rules.
+    fn close_where_open(chains: &[Chains; 2]) -> Result<Vec<String>, FirewallError> {
+        let mut different = Vec::new();
+        let mut failure = None;
+        for chains in chains {
+            match chains.close_where_open() {
+                Ok(difference) => different.extend(difference),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(different), Err)
     }
 
     /// Chains and jumps as they should be, closed at every moment between. Says what was different.
@@ -185,6 +214,8 @@ impl Firewall for KernelFirewall {
             tracing::warn!("{leftover}");
         }
         self.settled = false;
+        // Before anything that can fail: after a boot the machine forwards already.
+        Self::close_where_open(&self.chains)?;
         self.evict_misfits()?;
         self.held.clear();
         for pair in &mut self.pairs {

@@ -30,7 +30,7 @@ mod sets;
 
 pub use dry_run::{DryRunFirewall, Plan};
 pub use host::check_host;
-pub use kernel::KernelFirewall;
+pub use kernel::{KernelFirewall, close_forwarding};
 pub use layout::KernelOptions;
 
 /// A firewall that holds a set of elements.

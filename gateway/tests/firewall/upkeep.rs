@@ -193,6 +193,44 @@ fn members_that_would_open_private_space_are_not_adopted() {
     assert!(!command("ipset", &["list", "og4op"]).contains("8.8.4.4"));
 }
 
+/// Runs the real program, which lacks its token; gives what it said.
+fn failing_start() -> String {
+    let nowhere = tempfile::tempdir().unwrap();
+    let path = |name: &str| nowhere.path().join(name);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"))
+        .args(["--server", "wss://127.0.0.1:1/ws", "--metrics", "0.0.0.0:0"])
+        .arg("--token-file")
+        .arg(path("token"))
+        .arg("--ca-file")
+        .arg(path("ca.pem"))
+        .arg("--state-dir")
+        .arg(path("state"))
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_gateway_that_cannot_start_leaves_a_booted_machine_closed_and_a_working_one_alone() {
+    let net = Net::new();
+    let said = failing_start();
+    assert!(said.contains("read token"), "{said}");
+    for program in ["iptables", "ip6tables"] {
+        assert!(command(program, &["-S", "FORWARD"]).contains("-A FORWARD -j OG-FORWARD\n"));
+        assert_eq!(command(program, &["-S", "OG-FORWARD"]), "-N OG-FORWARD\n-A OG-FORWARD -j DROP\n");
+    }
+
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32"])).unwrap();
+    let before = command("iptables-save", &["-t", "filter"]).lines().count();
+    assert!(failing_start().contains("read token"));
+    assert_eq!(command("iptables-save", &["-t", "filter"]).lines().count(), before);
+    let beacon = net.internet.udp("8.8.8.8", 7);
+    assert!(net.passes(&net.internet.udp("8.8.8.8", 8), &beacon).is_some());
+    assert_eq!(firewall.repair().unwrap(), []);
+}
+
 #[test]
 fn a_host_without_forwarding_is_told_the_command() {
     let _net = Net::new();
