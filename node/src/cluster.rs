@@ -123,6 +123,7 @@ struct Inner {
     node: NodeInfo,
     /// As configured, sorted; empty for a cluster of one.
     configured_peers: Vec<String>,
+    data_dir: PathBuf,
     admin_token_file: PathBuf,
     snapshots: Snapshots,
     raft: Raft,

@@ -29,4 +29,12 @@ impl DataDir {
             Err(TryLockError::Error(error)) => Err(OpenError::at(path)(error)),
         }
     }
+
+    /// True while some store, here or in another process, has the directory open.
+    pub(crate) fn is_locked(dir: &Path) -> bool {
+        File::options()
+            .append(true)
+            .open(dir.join(FILE_NAME))
+            .is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+    }
 }

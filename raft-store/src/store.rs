@@ -50,6 +50,12 @@ pub struct Store {
 }
 
 impl Store {
+    /// True while the data directory `dir` is open, here or in another process. What openraft took ends in tasks and
+    /// threads of its own: only when this is false again nothing works on the disk any more.
+    pub fn is_open(dir: &Path) -> bool {
+        DataDir::is_locked(dir)
+    }
+
     /// Opens the data directory `dir`, which is created when it is missing.
     ///
     /// # Errors

@@ -85,6 +85,7 @@ impl Cluster {
                 id,
                 node,
                 configured_peers,
+                data_dir,
                 admin_token_file,
                 snapshots: store.snapshots,
                 proposer: Proposer::start(raft.clone(), &store.reader),

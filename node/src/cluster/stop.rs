@@ -5,6 +5,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::Fatal;
 use openraft::{LogIdOptionExt as _, ServerState};
+use raft_store::Store;
 use tokio::time::timeout;
 
 use super::Cluster;
@@ -14,9 +15,12 @@ use crate::raft::Metrics;
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Raft and its tasks have this long to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks at whether the disk is closed: raft closes it without telling.
+const DISK_PAUSE: Duration = Duration::from_millis(5);
 
 impl Cluster {
-    /// Stops this node. A leader hands over first, so that writes go on elsewhere within milliseconds.
+    /// Stops this node. A leader hands over first, so that writes go on elsewhere within milliseconds. Afterwards
+    /// nothing works on its data directory any more.
     pub async fn stop(&self) {
         self.inner.draining.cancel();
         self.hand_over().await;
@@ -69,6 +73,14 @@ impl Cluster {
         self.inner.tasks.close();
         if timeout(STOP_TIMEOUT, self.inner.tasks.wait()).await.is_err() {
             tracing::warn!(left = self.inner.tasks.len(), "tasks did not stop in time");
+        }
+        let disk = async {
+            while Store::is_open(&self.inner.data_dir) {
+                tokio::time::sleep(DISK_PAUSE).await;
+            }
+        };
+        if timeout(STOP_TIMEOUT, disk).await.is_err() {
+            tracing::warn!("the data directory was not closed in time");
         }
     }
 }

@@ -76,22 +76,11 @@ impl Nodes {
     /// Ends a node without a word to the others.
     pub(crate) async fn kill(&mut self, index: usize) {
         self.nodes[index].cluster.take().unwrap().crash().await;
-        self.disk_released(index).await;
     }
 
     /// Ends a node in order.
     pub(crate) async fn stop(&mut self, index: usize) {
         self.nodes[index].cluster.take().unwrap().stop().await;
-        self.disk_released(index).await;
-    }
-
-    /// Waits until nothing of a node that was ended works on its disk.
-    async fn disk_released(&self, index: usize) {
-        let lock = self.nodes[index].settings.data_dir.join("lock");
-        eventually("the lock on the data directory is free", async || {
-            std::fs::File::options().append(true).open(&lock).unwrap().try_lock().is_ok()
-        })
-        .await;
     }
 
     /// Removes what a node that does not run has on its disk.
