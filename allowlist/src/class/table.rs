@@ -1,6 +1,6 @@
 //! The special-purpose registries as one table.
 //!
-//! Sources, read in November 2025:
+//! Sources:
 //! - IANA IPv4 Special-Purpose Address Registry, `https://www.iana.org/assignments/iana-ipv4-special-registry`
 //! - IANA IPv6 Special-Purpose Address Registry, `https://www.iana.org/assignments/iana-ipv6-special-registry`
 //! - IANA Multicast Address Space Registries (RFC 5771, RFC 4291 section 2.7), which those two leave out
