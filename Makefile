@@ -53,7 +53,7 @@ demo: packages-demo binaries
 	$(RUN_DIR)/outputguard-lab demo --port $(PORT) $(if $(CHECK),--check)
 
 ## test: everything CI runs; installs what is missing
-test: packages-test binaries
+test: packages-test web
 	scripts/install-cargo-tool cargo-nextest
 	cargo nextest run --workspace
 	tests/deploy/check
