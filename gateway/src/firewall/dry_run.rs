@@ -53,20 +53,20 @@ impl Plan {
         Self { lines }
     }
 
-    /// Going from the elements `held` to the elements `wanted`: additions first, replies before the way out;
-    /// then removals, the way out first.
+    /// Going from the elements `held` to the elements `wanted`: removals first, the way out before replies;
+    /// then additions, replies first.
     pub fn difference(held: &BTreeSet<Element>, wanted: &BTreeSet<Element>) -> Self {
         let mut lines = Vec::new();
-        for element in wanted.difference(held) {
-            let PairLayout { out, back, .. } = PAIRS[pair_of(element)];
-            for name in [back, out] {
-                lines.extend(members_of(element).map(|member| format!("ipset -exist add {name} {member}")));
-            }
-        }
         for element in held.difference(wanted) {
             let PairLayout { out, back, .. } = PAIRS[pair_of(element)];
             for name in [out, back] {
                 lines.extend(members_of(element).map(|member| format!("ipset -exist del {name} {member}")));
+            }
+        }
+        for element in wanted.difference(held) {
+            let PairLayout { out, back, .. } = PAIRS[pair_of(element)];
+            for name in [back, out] {
+                lines.extend(members_of(element).map(|member| format!("ipset -exist add {name} {member}")));
             }
         }
         Self { lines }

@@ -176,16 +176,32 @@ impl KernelFirewall {
         for element in &wanted {
             parts[pair_of(element)].insert(*element);
         }
+        let mut failures = Vec::new();
+        let mut missing: [Option<BTreeSet<Member>>; 4] = Default::default();
+        // Out everywhere before in anywhere: what was revoked waits for nothing.
+        for (at, pair) in self.pairs.iter_mut().enumerate() {
+            match pair.take_out_all_but(&mut self.client, &parts[at]) {
+                Ok(members) => missing[at] = Some(members),
+                Err(error) => failures.push(error),
+            }
+        }
         let mut held = wanted;
-        for (pair, part) in self.pairs.iter_mut().zip(&parts) {
-            for refusal in pair.replace(&mut self.client, part)? {
-                held.remove(&refusal.element);
-                refused.push(refusal);
+        for (at, pair) in self.pairs.iter_mut().enumerate() {
+            let Some(missing) = &missing[at] else { continue };
+            match pair.put_in(&mut self.client, &parts[at], missing) {
+                Ok(refused_here) => {
+                    for refusal in refused_here {
+                        held.remove(&refusal.element);
+                        refused.push(refusal);
+                    }
+                }
+                Err(error) => failures.push(error),
             }
         }
         let added = held.difference(&self.held).count();
         let removed = self.held.difference(&held).count();
         self.held = held;
+        all_done(failures)?;
         self.settled = true;
         Ok(Outcome { added, removed, refused })
     }
@@ -250,20 +266,38 @@ impl Firewall for KernelFirewall {
         }
         self.settled = false;
         let mut outcome = Outcome::default();
+        let mut failures = Vec::new();
+        let mut missing: [Option<BTreeSet<Member>>; 4] = Default::default();
+        // Out everywhere before in anywhere: what was revoked waits for nothing.
         for (at, pair) in self.pairs.iter_mut().enumerate() {
             let (added, removed) = (&added_to[at], &removed_from[at]);
             if added.is_empty() && removed.is_empty() {
                 continue;
             }
-            let refused_here = pair.change(&mut self.client, added, removed)?;
-            self.held.extend(added);
-            for element in removed.iter().chain(refused_here.iter().map(|refusal| &refusal.element)) {
+            match pair.take_out(&mut self.client, removed, added) {
+                Ok(members) => missing[at] = Some(members),
+                Err(error) => failures.push(error),
+            }
+            for element in removed {
                 self.held.remove(element);
             }
-            outcome.added += added.len() - refused_here.len();
+            self.held.extend(added);
             outcome.removed += removed.len();
-            refused.extend(refused_here);
         }
+        for (at, pair) in self.pairs.iter_mut().enumerate() {
+            let Some(missing) = &missing[at] else { continue };
+            match pair.put_in(&mut self.client, &added_to[at], missing) {
+                Ok(refused_here) => {
+                    for refusal in &refused_here {
+                        self.held.remove(&refusal.element);
+                    }
+                    outcome.added += added_to[at].len() - refused_here.len();
+                    refused.extend(refused_here);
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        all_done(failures)?;
         self.settled = true;
         outcome.refused = refused;
         Ok(outcome)
@@ -325,6 +359,19 @@ impl Firewall for KernelFirewall {
         self.held.clear();
         self.settled = false;
         if errors.is_empty() { Ok(()) } else { Err(FirewallError::Cleanup(errors)) }
+    }
+}
+
+/// All failures of one call as one error.
+fn all_done(mut failures: Vec<IpsetError>) -> Result<(), FirewallError> {
+    match failures.len() {
+        0 => Ok(()),
+        1 => Err(failures.remove(0).into()),
+        count => {
+            let reasons: Vec<String> = failures.iter().map(ToString::to_string).collect();
+            let action = format!("change sets ({count} failures)");
+            Err(FirewallError::Failed { action, reason: reasons.join("; ") })
+        }
     }
 }
 

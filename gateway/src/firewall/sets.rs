@@ -37,7 +37,7 @@ pub(super) fn fresh_name(name: &str) -> String {
 }
 
 impl SetPair {
-    /// Knows nothing yet; [`Self::adopt`] or [`Self::replace`] finds out.
+    /// Knows nothing yet; [`Self::adopt`] or [`Self::take_out_all_but`] finds out.
     pub(super) fn new(layout: PairLayout, capacity: u32) -> Self {
         let capacity = capacity.clamp(1, MAX_SET_CAPACITY);
         Self { layout, capacity, owners: HashMap::new(), out: Ledger::default(), back: Ledger::default() }
@@ -109,48 +109,39 @@ impl SetPair {
             elements_of(&passing).into_iter().filter(|element| admit::admit(element).is_ok()).collect();
         tracing::debug!(set = out, back, members = passing.len(), elements = elements.len(), "adopted sets");
         // Brings the replies' set in line and throws out what makes no element.
-        self.replace(client, &elements)?;
+        let missing = self.take_out_all_but(client, &elements)?;
+        self.put_in(client, &elements, &missing)?;
         Ok(elements.into_iter().collect())
     }
 
-    /// Adds and removes elements; those whose members the kernel refuses are taken back whole and returned.
-    pub(super) fn change(
+    /// First half of a change: takes `removed` out, so that nothing revoked waits for what is new. Returns the members
+    /// that [`Self::put_in`] has to add for `added`.
+    pub(super) fn take_out(
         &mut self,
         client: &mut Client,
-        added: &[Element],
         removed: &[Element],
-    ) -> Result<Vec<RefusedElement>, IpsetError> {
-        let mut fresh = BTreeSet::new();
+        added: &[Element],
+    ) -> Result<BTreeSet<Member>, IpsetError> {
+        let mut missing = BTreeSet::new();
         for member in added.iter().flat_map(members_of) {
             let owners = self.owners.entry(member).or_insert(0);
             *owners += 1;
             if *owners == 1 {
-                fresh.insert(member);
+                missing.insert(member);
             }
         }
-        let refused_members = self.add_members(client, &fresh)?;
-        let refused = refused_elements(added, &refused_members);
-        let mut gone = BTreeSet::new();
-        let taken_back = refused.iter().map(|refusal| &refusal.element);
-        for member in taken_back.chain(removed).flat_map(members_of) {
-            if let Some(owners) = self.owners.get_mut(&member) {
-                *owners -= 1;
-                if *owners == 0 {
-                    self.owners.remove(&member);
-                    gone.insert(member);
-                }
-            }
-        }
+        let gone = self.disown(removed);
         self.remove_members(client, &gone)?;
-        Ok(refused)
+        Ok(missing)
     }
 
-    /// Makes the sets hold exactly `wanted`, in place.
-    pub(super) fn replace(
+    /// First half of holding exactly `wanted`, in place: takes everything else out. Returns the members that
+    /// [`Self::put_in`] has to add.
+    pub(super) fn take_out_all_but(
         &mut self,
         client: &mut Client,
         wanted: &BTreeSet<Element>,
-    ) -> Result<Vec<RefusedElement>, IpsetError> {
+    ) -> Result<BTreeSet<Member>, IpsetError> {
         let PairLayout { scope, out, back, .. } = self.layout;
         let mut owners: HashMap<Member, u32> = HashMap::with_capacity(wanted.len());
         for member in wanted.iter().flat_map(members_of) {
@@ -159,26 +150,46 @@ impl SetPair {
         self.owners = owners;
         let in_out = client.dump(out, scope)?;
         let in_back = client.dump(back, scope)?;
-        let missing: BTreeSet<Member> = (self.owners.keys())
+        let missing = (self.owners.keys())
             .filter(|member| !in_out.contains_key(member) || !in_back.contains_key(member))
             .copied()
             .collect();
-        self.make_room(client, in_out.len().max(in_back.len()) + missing.len())?;
-        let refused_members = self.add_members(client, &missing)?;
-        let wanted: Vec<Element> = wanted.iter().copied().collect();
-        let refused = refused_elements(&wanted, &refused_members);
-        for member in refused.iter().flat_map(|refusal| members_of(&refusal.element)) {
+        let gone = in_out
+            .into_keys()
+            .chain(in_back.into_keys())
+            .filter(|member| !self.owners.contains_key(member))
+            .collect();
+        self.remove_members(client, &gone)?;
+        Ok(missing)
+    }
+
+    /// Second half: adds the `missing` members of `wanted`. An element with a member that the kernel refuses is not
+    /// held; it is returned.
+    pub(super) fn put_in<'a>(
+        &mut self,
+        client: &mut Client,
+        wanted: impl IntoIterator<Item = &'a Element>,
+        missing: &BTreeSet<Member>,
+    ) -> Result<Vec<RefusedElement>, IpsetError> {
+        let refused = refused_elements(wanted, &self.add_members(client, missing)?);
+        let gone = self.disown(refused.iter().map(|refusal| &refusal.element));
+        self.remove_members(client, &gone)?;
+        Ok(refused)
+    }
+
+    /// The members that no element needs any more without these.
+    fn disown<'a>(&mut self, elements: impl IntoIterator<Item = &'a Element>) -> BTreeSet<Member> {
+        let mut gone = BTreeSet::new();
+        for member in elements.into_iter().flat_map(members_of) {
             if let Some(owners) = self.owners.get_mut(&member) {
                 *owners -= 1;
                 if *owners == 0 {
                     self.owners.remove(&member);
+                    gone.insert(member);
                 }
             }
         }
-        let held = in_out.into_keys().chain(in_back.into_keys()).chain(missing);
-        let gone: BTreeSet<Member> = held.filter(|member| !self.owners.contains_key(member)).collect();
-        self.remove_members(client, &gone)?;
-        Ok(refused)
+        gone
     }
 
     /// Reads both sets.
@@ -227,12 +238,12 @@ impl SetPair {
                 gone.extend(foreign);
             }
         }
+        self.remove_members(client, &gone)?;
         self.make_room(client, self.owners.len())?;
         let refused = self.add_members(client, &lost)?;
         for (member, reason) in refused {
             wrong.push(format!("{member} could not be put back: {reason}"));
         }
-        self.remove_members(client, &gone)?;
         Ok(wrong)
     }
 
@@ -274,16 +285,28 @@ impl SetPair {
             return Ok(());
         }
         let PairLayout { scope, out, back, .. } = self.layout;
+        let mut failure = None;
         for name in [out, back] {
-            // The kernel reads no single element, hence the whole set.
-            let counted = client.dump(name, scope)?;
-            let refused = client.delete(name, members)?;
-            if let Some(refusal) = refused.into_iter().next() {
-                let action = format!("delete {} from ipset {name}: {}", refusal.member, refusal.reason);
-                return Err(IpsetError::Malformed {
-                    action,
-                    reason: "a member that passes could not be taken out",
-                });
+            // The kernel reads no single element, hence the whole set. Losing counts is better than letting pass what
+            // was revoked.
+            let counted = client.dump(name, scope).unwrap_or_else(|error| {
+                tracing::warn!(set = name, %error, "last counts of removed members were not read");
+                BTreeMap::new()
+            });
+            match client.delete(name, members) {
+                Ok(refused) => {
+                    if let Some(refusal) = refused.into_iter().next() {
+                        let action =
+                            format!("delete {} from ipset {name}: {}", refusal.member, refusal.reason);
+                        let reason = "a member that passes could not be taken out";
+                        failure = failure.or(Some(IpsetError::Malformed { action, reason }));
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    failure = failure.or(Some(error));
+                    continue;
+                }
             }
             for member in members {
                 let last = counted.get(member).copied().unwrap_or_default();
@@ -291,7 +314,7 @@ impl SetPair {
             }
             self.keep_carried(client, name);
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     /// Exchanges the tables for bigger ones before they are full.
@@ -353,13 +376,16 @@ impl SetPair {
 }
 
 /// The elements of `wanted` with a refused member, each with the first reason.
-fn refused_elements(wanted: &[Element], refused: &BTreeMap<Member, String>) -> Vec<RefusedElement> {
+fn refused_elements<'a>(
+    wanted: impl IntoIterator<Item = &'a Element>,
+    refused: &BTreeMap<Member, String>,
+) -> Vec<RefusedElement> {
     if refused.is_empty() {
         return Vec::new();
     }
     let first_reason = |element: &Element| members_of(element).find_map(|member| refused.get(&member));
     wanted
-        .iter()
+        .into_iter()
         .filter_map(|element| {
             first_reason(element).map(|reason| RefusedElement { element: *element, reason: reason.clone() })
         })

@@ -193,6 +193,45 @@ fn members_that_would_open_private_space_are_not_adopted() {
     assert!(!command("ipset", &["list", "og4op"]).contains("8.8.4.4"));
 }
 
+#[test]
+fn a_set_that_cannot_grow_keeps_nothing_revoked_open_and_holds_up_no_other_set() {
+    let _net = Net::new();
+    let mut firewall =
+        KernelFirewall::new(&KernelOptions { set_capacity: 2, ..KernelOptions::default() }).unwrap();
+    firewall.install().unwrap();
+    let revoked = ["8.8.8.8/32", "9.9.9.9/32 udp/53", "2a01:4f8::/32"];
+    firewall.replace(&elements(&revoked)).unwrap();
+    // A set that is in use cannot make way for the bigger table.
+    command("ipset", &["create", "og4i-new", "hash:net"]);
+    command("iptables", &["-A", "INPUT", "-m", "set", "--match-set", "og4i-new", "src", "-j", "DROP"]);
+    let too_many = ["8.8.4.1/32", "8.8.4.2/32", "8.8.4.3/32"];
+    let in_set = |set: &str, member: &str| {
+        std::process::Command::new("ipset").args(["test", set, member]).output().unwrap().status.success()
+    };
+    let mut added: Vec<_> = elements(&too_many).into_iter().collect();
+    added.push(element("2a01:4f9::/32"));
+    let revoked = elements(&revoked).into_iter().collect();
+    let change = allowlist::Change { revision: 2, added, revoked, ..Default::default() };
+    let error = firewall.apply(&change).unwrap_err().to_string();
+    assert!(error.contains("og4i-new"), "{error}");
+    let closed = |set: &str, member: &str| assert!(!in_set(set, member), "{member} is still in {set}");
+    for (set, member) in [("og4o", "8.8.8.8"), ("og4op", "9.9.9.9,udp:53"), ("og6o", "2a01:4f8::/32")] {
+        closed(set, member);
+    }
+    assert!(in_set("og6o", "2a01:4f9::/32"));
+
+    let mut wanted = elements(&too_many);
+    wanted.insert(element("9.9.9.9/32 udp/54"));
+    firewall.replace(&wanted).unwrap_err();
+    closed("og6o", "2a01:4f9::/32");
+    assert!(in_set("og4op", "9.9.9.9,udp:54"));
+    command("iptables", &["-F", "INPUT"]);
+    destroy("og4i-new");
+    firewall.replace(&wanted).unwrap();
+    assert!(in_set("og4o", "8.8.4.3"));
+    assert_eq!(firewall.repair().unwrap(), []);
+}
+
 /// Runs the real program, which lacks its token; gives what it said.
 fn failing_start() -> String {
     let nowhere = tempfile::tempdir().unwrap();
