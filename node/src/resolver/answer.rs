@@ -87,6 +87,18 @@ impl UpstreamSet {
         place < MAX_UPSTREAMS && self.0 & (1 << place) != 0
     }
 
+    /// Those that are in either.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those that are not in `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// True when all of these are in `other` too.
     pub fn within(self, other: Self) -> bool {
         self.0 & !other.0 == 0

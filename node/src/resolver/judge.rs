@@ -4,6 +4,8 @@
 //! - An address is published on first sight and retired only after `linger` of being looked for in vain: pools rotate.
 //! - Time counts as "in vain" only between two answers in a row that lack the address, and an upstream that is silent
 //!   cannot take back what it gave. So no failure of DNS, however long, removes anything.
+//! - An answer that is refused as a whole (no public address, or more than any name may have) takes nothing back either:
+//!   it is as likely the work of a forger or a broken resolver as of the zone.
 //! - "No such name" is believed after three answers over a minute: zones are empty for moments while they reload.
 //! - A leader counts only what it saw itself. After a change of leader everything lingers anew.
 
@@ -109,8 +111,15 @@ struct FamilyMemory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Said {
     Addresses,
-    Nothing { believed: bool },
-    Failed { in_a_row: u32, lasting: bool },
+    /// Only addresses that are not public: DNS works, but nothing it said is used.
+    Refused,
+    Nothing {
+        believed: bool,
+    },
+    Failed {
+        in_a_row: u32,
+        lasting: bool,
+    },
 }
 
 /// The round's addresses of both families.
@@ -200,7 +209,7 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
     let ttl = if doubt { Some(ttl.map_or(NOTHING_RECHECK, |ttl| ttl.min(NOTHING_RECHECK))) } else { ttl };
     let failures = Family::BOTH.into_iter().map(|family| match said(family) {
         Said::Failed { in_a_row, .. } => in_a_row,
-        Said::Addresses | Said::Nothing { .. } => 0,
+        Said::Addresses | Said::Refused | Said::Nothing { .. } => 0,
     });
     let again = AskAgain { ttl, failures: failures.max().unwrap_or_default() };
     Verdict { update, again, refused: union.refused.len(), newly_refused }
@@ -271,19 +280,23 @@ impl Memory {
         rules: &Rules,
     ) -> BTreeSet<IpAddr> {
         let answered = Family::BOTH.map(|family| answered(round.answers(family)));
+        let flooded = union.public.len() > MAX_ADDRESSES_PER_NAME;
         let mut retire = BTreeSet::new();
         for (&address, kept) in &stored.addresses {
+            let family = Family::of(address);
+            let heard = if family == Family::V4 { answered[0] } else { answered[1] };
             let sighting = self
                 .sightings
                 .entry(address)
                 .or_insert_with(|| Sighting::now(kept.ttl_s, rules.set_of(&kept.upstreams)));
             if let Some(&(ttl_s, given_by)) = union.public.get(&address) {
-                *sighting = Sighting::now(ttl_s, given_by);
+                // Who gave it once and is silent now has not taken it back.
+                let silent = sighting.given_by.without(heard);
+                *sighting = Sighting::now(ttl_s, given_by.and(silent));
                 continue;
             }
-            let family = Family::of(address);
-            let heard = if family == Family::V4 { answered[0] } else { answered[1] };
-            let believed = matches!(said(family), Said::Addresses | Said::Nothing { believed: true });
+            let believed =
+                !flooded && matches!(said(family), Said::Addresses | Said::Nothing { believed: true });
             if !(believed && sighting.given_by.within(heard)) {
                 sighting.missed_at = None;
                 continue;
@@ -319,9 +332,13 @@ impl Sighting {
 
 impl FamilyMemory {
     fn hear(&mut self, answers: &[Answer], at: Moment) -> Said {
-        if answers.iter().any(|answer| matches!(answer, Answer::Addresses { .. })) {
+        if answers.iter().any(has_public_address) {
             *self = Self::default();
             return Said::Addresses;
+        }
+        if answers.iter().any(is_refused) {
+            *self = Self::default();
+            return Said::Refused;
         }
         if answers.iter().any(|answer| matches!(answer, Answer::Nothing { .. })) {
             self.failures = 0;
@@ -351,8 +368,24 @@ impl FamilyMemory {
     }
 }
 
+fn has_public_address(answer: &Answer) -> bool {
+    match answer {
+        Answer::Addresses { addresses, .. } => {
+            addresses.keys().any(|address| class::check_address(*address).is_ok())
+        }
+        Answer::Nothing { .. } | Answer::Failed(_) => false,
+    }
+}
+
+/// It has addresses, and none may be used.
+fn is_refused(answer: &Answer) -> bool {
+    matches!(answer, Answer::Addresses { .. }) && !has_public_address(answer)
+}
+
+/// The upstreams whose word about the family counts.
 fn answered(answers: &[Answer]) -> UpstreamSet {
-    let usable = answers.iter().enumerate().filter(|(_, answer)| !matches!(answer, Answer::Failed(_)));
+    let counts = |answer: &Answer| !matches!(answer, Answer::Failed(_)) && !is_refused(answer);
+    let usable = answers.iter().enumerate().filter(|(_, answer)| counts(answer));
     usable.map(|(place, _)| place).collect()
 }
 

@@ -19,6 +19,12 @@ use super::answer::{Answer, Failure, Family};
 /// Most aliases (CNAME) in a row that are followed.
 pub const MAX_ALIASES: usize = 16;
 
+/// Longest time an answer may be kept. A zone's slip of the pen must not pin an address, or put off the next question,
+/// for years; resolvers of others bound it alike.
+pub const MAX_TTL: Duration = Duration::from_hours(24);
+/// RFC 2181 section 8: a TTL is a number of 31 bits, and one above counts as zero.
+const LARGEST_TTL_S: u32 = (1 << 31) - 1;
+
 /// How often a question is sent over UDP before the upstream counts as silent.
 const SENDS_PER_QUESTION: u8 = 3;
 /// A lookup may ask several questions (aliases, TCP); this many times one question's patience bounds them all.
@@ -213,7 +219,7 @@ fn addresses_of(response: &Message, name: &Name, family: Family, ttl_s: u32) -> 
             (RData::AAAA(aaaa), Family::V6) => IpAddr::V6(aaaa.0),
             _ => continue,
         };
-        let ttl_s = record.ttl.min(ttl_s);
+        let ttl_s = bounded_ttl_s(record.ttl).min(ttl_s);
         addresses.entry(address).and_modify(|kept: &mut u32| *kept = ttl_s.min(*kept)).or_insert(ttl_s);
     }
     addresses
@@ -221,9 +227,17 @@ fn addresses_of(response: &Message, name: &Name, family: Family, ttl_s: u32) -> 
 
 fn alias_of<'a>(response: &'a Message, name: &Name) -> Option<(&'a Name, u32)> {
     response.answers.iter().find_map(|record| match &record.data {
-        RData::CNAME(target) if record.name == *name => Some((&target.0, record.ttl)),
+        RData::CNAME(target) if record.name == *name => Some((&target.0, bounded_ttl_s(record.ttl))),
         _ => None,
     })
+}
+
+fn bounded_ttl_s(ttl_s: u32) -> u32 {
+    if ttl_s > LARGEST_TTL_S {
+        0
+    } else {
+        ttl_s.min(u32::try_from(MAX_TTL.as_secs()).unwrap_or(LARGEST_TTL_S))
+    }
 }
 
 /// The names operators know from `dig`.
@@ -234,5 +248,37 @@ fn code_text(code: ResponseCode) -> String {
         ResponseCode::NotImp => "NOTIMP".to_owned(),
         ResponseCode::Refused => "REFUSED".to_owned(),
         other => format!("code {} ({other})", u16::from(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ttl_is_kept_for_a_day_at_most_and_counts_as_zero_when_it_is_none() {
+        let day = u32::try_from(MAX_TTL.as_secs()).expect("a day fits");
+        for (said, kept) in [(0, 0), (30, 30), (day, day), (day + 1, day), (LARGEST_TTL_S, day)] {
+            assert_eq!(bounded_ttl_s(said), kept, "{said}");
+        }
+        assert_eq!((bounded_ttl_s(LARGEST_TTL_S + 1), bounded_ttl_s(u32::MAX)), (0, 0));
+    }
+
+    #[test]
+    fn the_ttls_of_aliases_are_bounded_like_those_of_addresses() {
+        use hickory_proto::op::{MessageType, OpCode};
+        use hickory_proto::rr::Record;
+        use hickory_proto::rr::rdata::{A, CNAME};
+
+        let name = |text: &str| Name::from_ascii(text).expect("a name");
+        let mut response = Message::new(1, MessageType::Response, OpCode::Query);
+        let alias = RData::CNAME(CNAME(name("b.example.com.")));
+        response.add_answer(Record::from_rdata(name("a.example.com."), u32::MAX, alias));
+        let address = RData::A(A::new(1, 1, 1, 1));
+        response.add_answer(Record::from_rdata(name("b.example.com."), LARGEST_TTL_S, address));
+        let day = u32::try_from(MAX_TTL.as_secs()).expect("a day fits");
+        let direct = addresses_of(&response, &name("b.example.com."), Family::V4, u32::MAX);
+        assert_eq!(direct.into_values().collect::<Vec<_>>(), [day]);
+        assert_eq!(alias_of(&response, &name("a.example.com.")), Some((&name("b.example.com."), 0)));
     }
 }

@@ -1,4 +1,4 @@
-use proptest::prelude::*;
+mod properties;
 
 use super::super::answer::Failure;
 use super::*;
@@ -189,6 +189,29 @@ fn hours_of_failures_remove_nothing_and_do_not_count_as_missing() {
 }
 
 #[test]
+fn an_outage_between_two_misses_is_not_time_in_vain() {
+    let mut case = Case::new();
+    case.both_answer(0, &["1.1.1.1"]);
+    case.both_answer(30, &["8.8.8.8"]);
+    for _ in 0..60 {
+        case.after(60, &[failed(), failed()], &[failed(), failed()]);
+    }
+    case.both_answer(60, &["8.8.8.8"]);
+    assert_eq!(case.published(), ["1.1.1.1", "8.8.8.8"], "it was missed for an hour in which nobody looked");
+}
+
+#[test]
+fn a_family_that_always_fails_and_never_had_addresses_is_no_fault_of_the_name() {
+    let mut case = Case::new();
+    let v4 = given(&["1.1.1.1"], false);
+    case.after(0, &[v4.clone(), v4.clone()], &[failed(), failed()]);
+    for _ in 0..20 {
+        assert_eq!(case.after(30, &[v4.clone(), v4.clone()], &[failed(), failed()]).update, None);
+    }
+    assert_eq!(case.stored.status, NameStatus::Ok);
+}
+
+#[test]
 fn a_blip_costs_no_write_and_a_lasting_failure_exactly_one() {
     let mut case = Case::new();
     case.both_answer(0, &["1.1.1.1"]);
@@ -222,6 +245,22 @@ fn an_upstream_that_is_silent_cannot_take_back_what_it_gave() {
         case.both_answer(60, &["1.1.1.1"]);
     }
     assert_eq!(case.published(), ["1.1.1.1"]);
+}
+
+#[test]
+fn an_upstream_that_fell_silent_is_remembered_while_another_still_gives_the_address() {
+    let mut case = Case::new();
+    let address = || given(&["1.1.1.1"], false);
+    case.after(0, &[address(), address()], &[nothing(), nothing()]);
+    case.after(60, &[address(), failed()], &[nothing(), nothing()]);
+    for _ in 0..60 {
+        case.after(60, &[given(&["8.8.8.8"], false), failed()], &[nothing(), nothing()]);
+    }
+    assert_eq!(case.published(), ["1.1.1.1", "8.8.8.8"], "the silent one has not taken it back");
+    for _ in 0..11 {
+        case.both_answer(60, &["8.8.8.8"]);
+    }
+    assert_eq!(case.published(), ["8.8.8.8"]);
 }
 
 #[test]
@@ -292,7 +331,7 @@ fn private_answers_are_refused_beside_public_ones() {
 }
 
 #[test]
-fn a_name_with_private_answers_only_is_refused_by_name_and_its_old_addresses_linger() {
+fn a_name_with_private_answers_only_is_refused_by_name_and_keeps_what_it_had() {
     let mut case = Case::new();
     case.both_answer(0, &["1.1.1.1"]);
     let update = case.both_answer(30, &["127.0.0.1"]).update.expect("refused");
@@ -300,10 +339,52 @@ fn a_name_with_private_answers_only_is_refused_by_name_and_its_old_addresses_lin
     assert!(reason.contains("127.0.0.1"), "{reason}");
     assert_eq!(case.published(), ["1.1.1.1"]);
     assert_eq!(case.both_answer(30, &["127.0.0.2"]).update, None, "another text is no other status");
-    for _ in 0..20 {
+    for _ in 0..100 {
         case.both_answer(30, &["127.0.0.1"]);
     }
-    assert_eq!(case.published(), Vec::<String>::new());
+    assert_eq!(case.published(), ["1.1.1.1"], "a refused answer takes nothing back");
+    let update = case.both_answer(30, &["8.8.8.8"]).update.expect("honest again");
+    assert_eq!(update.retire, BTreeSet::new(), "the refused time was not time in vain");
+}
+
+#[test]
+fn an_upstream_that_says_private_addresses_only_takes_nothing_back() {
+    let mut case = Case::new();
+    case.after(0, &[given(&["1.1.1.1"], false), given(&["8.8.8.8"], false)], &[nothing(), nothing()]);
+    for other in [given(&["8.8.8.8"], false), nothing(), failed()] {
+        for _ in 0..60 {
+            case.after(60, &[given(&["10.0.0.1"], false), other.clone()], &[nothing(), nothing()]);
+        }
+        assert_eq!(case.published(), ["1.1.1.1", "8.8.8.8"], "{other:?}");
+    }
+}
+
+#[test]
+fn an_answer_too_large_to_take_removes_nothing() {
+    let mut case = Case::new();
+    case.both_answer(0, &["9.9.9.9"]);
+    let flood: Vec<String> = (0..=1_000_u32).map(|n| format!("1.1.{}.{}", n / 256, n % 256)).collect();
+    let flood: Vec<&str> = flood.iter().map(String::as_str).collect();
+    for _ in 0..30 {
+        case.both_answer(60, &flood);
+    }
+    assert_eq!(case.published(), ["9.9.9.9"]);
+}
+
+#[test]
+fn a_name_that_moved_to_as_many_other_addresses_as_fit_follows_after_the_linger_time() {
+    let mut case = Case::new();
+    let pool = |third: u32| -> Vec<String> {
+        (0..600_u32).map(|n| format!("1.{third}.{}.{}", n / 256, n % 256)).collect()
+    };
+    let (old, new) = (pool(1), pool(2));
+    case.both_answer(0, &old.iter().map(String::as_str).collect::<Vec<_>>());
+    for _ in 0..11 {
+        case.both_answer(60, &new.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    assert_eq!(case.published().len(), 600);
+    assert_eq!(case.stored.status, NameStatus::Ok);
+    assert!(case.published().iter().all(|address| address.starts_with("1.2.")));
 }
 
 #[test]
@@ -339,59 +420,4 @@ fn a_rotating_chain_costs_no_write_and_a_settled_one_is_stored() {
     }
     assert!(case.after(60, std::slice::from_ref(&b), &[nothing()]).update.is_some());
     assert_eq!(case.stored.chain[1].as_str(), "b.cdn.com");
-}
-
-/// Addresses a random zone answers with: public ones of both families, and some that must never be published.
-const ZONE: [&str; 8] =
-    ["1.1.1.1", "8.8.8.8", "9.9.9.9", "2606:4700::1", "2620:fe::9", "10.1.2.3", "169.254.169.254", "fe80::1"];
-
-fn any_answer(v6: bool) -> impl Strategy<Value = Answer> {
-    prop_oneof![
-        4 => prop::sample::subsequence(ZONE.to_vec(), 0..=ZONE.len()).prop_map(move |picked| given(&picked, v6)),
-        1 => Just(nothing()),
-        2 => Just(failed()),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn whatever_dns_says(rounds in prop::collection::vec(
-        (1_u64..400, [any_answer(false), any_answer(false)], [any_answer(true), any_answer(true)]), 1..60,
-    )) {
-        let mut case = Case::new();
-        let mut last_seen: BTreeMap<IpAddr, Duration> = BTreeMap::new();
-        for (seconds, v4, v6) in rounds {
-            let verdict = case.after(seconds, &v4, &v6);
-            for answer in v4.iter().chain(&v6) {
-                if let Answer::Addresses { addresses, .. } = answer {
-                    last_seen.extend(addresses.keys().map(|address| (*address, case.now)));
-                }
-            }
-            if let Some(update) = verdict.update {
-                let all_failed = v4.iter().chain(&v6).all(|answer| matches!(answer, Answer::Failed(_)));
-                prop_assert!(!all_failed || update.retire.is_empty(), "a failure retired {:?}", update.retire);
-                for address in update.retire {
-                    let unseen = case.now - last_seen[&address];
-                    prop_assert!(unseen >= LINGER, "{address} was retired {unseen:?} after it was seen");
-                }
-            }
-            for address in case.stored.addresses.keys() {
-                prop_assert!(class::check_address(*address).is_ok(), "{address} is not public");
-            }
-            for (address, seen) in &last_seen {
-                if *seen == case.now && class::check_address(*address).is_ok() {
-                    prop_assert!(case.stored.addresses.contains_key(address), "{address} was seen and is missing");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_same_answer_twice_changes_nothing(
-        v4 in [any_answer(false), any_answer(false)], v6 in [any_answer(true), any_answer(true)],
-    ) {
-        let mut case = Case::new();
-        case.after(0, &v4, &v6);
-        prop_assert_eq!(case.after(1, &v4, &v6).update, None);
-    }
 }
