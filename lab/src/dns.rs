@@ -121,14 +121,14 @@ impl Dns {
         // program, so a copy beside its configuration may read that. Copied by another process: a file this one had
         // open for writing could be inherited by a fork and then not be executed ("text file busy").
         let program = directory.join("unbound");
-        output(Command::new("cp").arg("/usr/sbin/unbound").arg(&program)).context("copy /usr/sbin/unbound")?;
-        let mut resolver = Process::start(
-            Program::new("unbound", program, &network.dns, run.directory()).arguments([
+        output(Command::new("cp").arg("/usr/sbin/unbound").arg(&program))
+            .context("copy /usr/sbin/unbound")?;
+        let mut resolver =
+            Process::start(Program::new("unbound", program, &network.dns, run.directory()).arguments([
                 "-d".into(),
                 "-c".into(),
                 unbound.into_os_string(),
-            ]),
-        )?;
+            ]))?;
         let inside = Client::new(&network.dns);
         let upstream = network.resolver();
         resolver.wait_ready(READY_TIMEOUT, || {
