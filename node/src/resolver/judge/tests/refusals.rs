@@ -1,7 +1,7 @@
 //! Answers that must not be published.
 
 use super::super::*;
-use super::Case;
+use super::{Case, failed, given, nothing};
 
 #[test]
 fn private_answers_are_refused_beside_public_ones() {
