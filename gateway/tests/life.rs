@@ -109,6 +109,24 @@ async fn elements_that_do_not_pass_are_reported_with_reasons_until_they_are_gone
 }
 
 #[tokio::test]
+async fn a_firewall_that_cannot_be_repaired_is_not_ready_although_changes_succeed() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(1).await;
+    let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
+    let mut session = servers[0].accept().await;
+    session.bring_to(&held(5, &[1])).await;
+    gateway.kernel.break_repair(Some("no iptables"));
+    gateway.ready_page_with("no iptables").await;
+    session.change(added(6, 2)).await;
+    session.applied(6).await;
+    let page = gateway.page("/readyz").await;
+    assert!(page.starts_with("HTTP/1.0 503") && page.contains("no iptables"), "{page}");
+    gateway.kernel.break_repair(None);
+    gateway.ready_page_with("\"ready\":true").await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn drift_is_repaired_within_seconds_and_counted() {
     let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
     let servers = cluster.servers(1).await;

@@ -25,15 +25,29 @@ pub(super) struct Owner {
     health: watch::Sender<KernelHealth>,
     /// Elements that do not pass although they are published, with reasons.
     refused: BTreeMap<Element, String>,
+    /// The set could not be given to the kernel.
     trouble: Option<Trouble>,
+    /// Chains and sets could not be compared or repaired; only a repair ends that.
+    unrepaired: Option<Trouble>,
     next_repair: Instant,
 }
 
 /// The kernel refused, and this is when we ask again.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Trouble {
+    error: String,
     attempts: u32,
     retry_at: Instant,
+}
+
+impl Trouble {
+    /// The trouble after one more failed attempt.
+    fn after(before: Option<&Self>, error: &FirewallError) -> Self {
+        let attempts = before.map_or(0, |trouble| trouble.attempts).saturating_add(1);
+        let wait = KERNEL_RETRY_BASE.saturating_mul(2_u32.saturating_pow(attempts - 1)).min(KERNEL_RETRY_MAX);
+        tracing::error!(error = %error, attempts, retry_ms = wait.as_millis(), "kernel could not be changed");
+        Self { error: error.to_string(), attempts, retry_at: Instant::now() + wait }
+    }
 }
 
 impl Owner {
@@ -55,6 +69,7 @@ impl Owner {
             health,
             refused: BTreeMap::new(),
             trouble: None,
+            unrepaired: None,
             next_repair: Instant::now() + REPAIR_INTERVAL,
         }
     }
@@ -68,10 +83,10 @@ impl Owner {
         loop {
             let now = Instant::now();
             let ready = Ready {
-                for_jobs: self.trouble.is_none_or(|trouble| trouble.retry_at <= now),
+                for_jobs: self.trouble.as_ref().is_none_or(|trouble| trouble.retry_at <= now),
                 for_checkpoint: self.store.wants_checkpoint(),
             };
-            let retry_at = self.trouble.map_or(self.next_repair, |trouble| trouble.retry_at);
+            let retry_at = self.trouble.as_ref().map_or(self.next_repair, |trouble| trouble.retry_at);
             let work = self.desk.take(ready, self.next_repair.min(retry_at.max(now)));
             if let Some(job) = work.job {
                 self.make(job);
@@ -88,7 +103,6 @@ impl Owner {
             }
             if Instant::now() >= self.next_repair {
                 self.repair();
-                self.next_repair = Instant::now() + REPAIR_INTERVAL;
             }
         }
         self.store.close();
@@ -123,7 +137,7 @@ impl Owner {
                 if self.trouble.take().is_some() {
                     tracing::info!("the kernel holds what it should again");
                 }
-                self.health.send_replace(KernelHealth::InSync);
+                self.show_health();
                 if let Some(point) = job.point {
                     self.metrics.revision.set(i64::try_from(point.revision).unwrap_or(i64::MAX));
                     tracing::debug!(
@@ -183,13 +197,18 @@ impl Owner {
 
     fn note_trouble(&mut self, error: &FirewallError) {
         self.metrics.kernel_errors.inc();
-        let attempts = self.trouble.map_or(0, |trouble| trouble.attempts).saturating_add(1);
-        let wait = KERNEL_RETRY_BASE.saturating_mul(2_u32.saturating_pow(attempts - 1)).min(KERNEL_RETRY_MAX);
-        tracing::error!(error = %error, attempts, retry_ms = wait.as_millis(), "kernel could not be changed");
-        self.trouble = Some(Trouble { attempts, retry_at: Instant::now() + wait });
-        self.health.send_replace(KernelHealth::Failing(error.to_string()));
+        self.trouble = Some(Trouble::after(self.trouble.as_ref(), error));
+        self.show_health();
     }
 
+    fn show_health(&self) {
+        self.health.send_replace(match self.trouble.as_ref().or(self.unrepaired.as_ref()) {
+            Some(trouble) => KernelHealth::Failing(trouble.error.clone()),
+            None => KernelHealth::InSync,
+        });
+    }
+
+    /// A failure does not hold up changes: what they revoke is closed whatever else is wrong.
     fn repair(&mut self) {
         match self.firewall.repair() {
             Ok(repairs) => {
@@ -197,10 +216,18 @@ impl Owner {
                     tracing::warn!(what = %repair.what, "repaired what somebody changed in our firewall");
                 }
                 self.metrics.repairs.inc_by(repairs.len() as u64);
+                self.next_repair = Instant::now() + REPAIR_INTERVAL;
+                if self.unrepaired.take().is_some() {
+                    tracing::info!("chains and sets are as they should be again");
+                    self.show_health();
+                }
             }
             Err(error) => {
-                self.desk.put_back(Instant::now());
-                self.note_trouble(&error);
+                self.metrics.kernel_errors.inc();
+                let trouble = Trouble::after(self.unrepaired.as_ref(), &error);
+                self.next_repair = trouble.retry_at;
+                self.unrepaired = Some(trouble);
+                self.show_health();
             }
         }
     }

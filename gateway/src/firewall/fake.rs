@@ -40,6 +40,7 @@ struct State {
     refusals: BTreeMap<Element, String>,
     failure: Option<String>,
     repairs: Vec<Repair>,
+    unrepairable: Option<String>,
 }
 
 impl FakeFirewall {
@@ -89,6 +90,11 @@ impl FakeFirewall {
     /// The next repair reports `what`.
     pub fn drift(&self, what: impl Into<String>) {
         self.state().repairs.push(Repair { what: what.into() });
+    }
+
+    /// From now on every repair fails with `reason`; with `None` they succeed again.
+    pub fn break_repair(&self, reason: Option<&str>) {
+        self.state().unrepairable = reason.map(str::to_owned);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -160,7 +166,11 @@ impl Firewall for FakeFirewall {
     }
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
-        Ok(std::mem::take(&mut self.record(Call::Repair)?.repairs))
+        let mut state = self.record(Call::Repair)?;
+        match state.unrepairable.clone() {
+            Some(reason) => Err(FirewallError::Failed { action: "repair the fake firewall".into(), reason }),
+            None => Ok(std::mem::take(&mut state.repairs)),
+        }
     }
 
     fn cleanup(&mut self) -> Result<(), FirewallError> {
