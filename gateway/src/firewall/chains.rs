@@ -115,17 +115,28 @@ impl Chains {
         self.lead_in(Chain::Forward)
     }
 
+    /// True when all our jumps are in their places.
+    pub(super) fn is_led_in(&self) -> Result<bool, FirewallError> {
+        for chain in Chain::BOTH {
+            let wanted = chain.jumps(self.family, &self.internal_cidrs);
+            let present = self.listing(chain.table(), chain.parent())?.unwrap_or_default();
+            if !leads_only_by(&wanted, &present, chain) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Makes our jumps the first rules of the chain's parent; whoever stands in front of them could let packets pass
     /// around us. Says what was wrong, if anything. At no moment is there less than one jump.
     pub(super) fn lead_in(&self, chain: Chain) -> Result<Option<String>, FirewallError> {
         let (table, parent) = (chain.table(), chain.parent());
         let wanted = chain.jumps(self.family, &self.internal_cidrs);
         let present = self.listing(table, parent)?.unwrap_or_default();
-        let (head, tail) = present.split_at(wanted.len().min(present.len()));
-        let strays = || present.iter().filter(|rule| leads_to(rule, chain));
-        if head == wanted && !tail.iter().any(|rule| leads_to(rule, chain)) {
+        if leads_only_by(&wanted, &present, chain) {
             return Ok(None);
         }
+        let strays = || present.iter().filter(|rule| leads_to(rule, chain));
         let what = if strays().next().is_none() { "was missing" } else { "was not in its place" };
         let moving = strays().next().is_some();
         let stand_in = format!("{STAND_IN} -j {}", chain.name());
@@ -217,6 +228,12 @@ impl Chains {
             Err(error) => FirewallError::Failed { action: action.to_owned(), reason: error.to_string() },
         })
     }
+}
+
+/// True when the `present` rules of the parent begin with the `wanted` jumps, and no other leads to our chain.
+fn leads_only_by(wanted: &[String], present: &[String], chain: Chain) -> bool {
+    let (head, tail) = present.split_at(wanted.len().min(present.len()));
+    head == wanted && !tail.iter().any(|rule| leads_to(rule, chain))
 }
 
 /// True when the rule's target is our chain.

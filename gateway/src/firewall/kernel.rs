@@ -99,8 +99,11 @@ impl KernelFirewall {
             if !forward_is_right {
                 let place = self.chains[family].place(Chain::Forward);
                 different.push(format!("{place}: rules were not ours"));
-                // Nothing passes before NAT is known to hide the private source.
-                self.chains[family].set_body(Chain::Forward, &Chain::Forward.closed_body())?;
+                // Nothing passes before NAT is known to hide the private source. When it does, the rules are exchanged
+                // in one step, and flows that both the old and the new ones let through feel nothing of it.
+                if !(nat_is_right && self.chains[family].is_led_in()?) {
+                    self.chains[family].set_body(Chain::Forward, &Chain::Forward.closed_body())?;
+                }
             }
             different.extend(self.chains[family].lead_in(Chain::Forward)?);
             if !nat_is_right {
@@ -324,14 +327,36 @@ impl Firewall for KernelFirewall {
     }
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
-        let misfits = self.evict_misfits()?;
-        let mut wrong: Vec<String> =
-            misfits.iter().map(|name| format!("ipset {name} was of another kind")).collect();
-        for pair in &mut self.pairs {
-            wrong.extend(pair.mend(&mut self.client)?);
+        let mut wrong = Vec::new();
+        let mut failure = None;
+        // Chains first: a way around them is open to everybody, a wrong set only to some. What fails holds up nothing.
+        match Self::close_where_open(&self.chains) {
+            Ok(different) => wrong.extend(different),
+            Err(error) => failure = Some(error),
         }
-        wrong.extend(self.establish()?);
-        Ok(wrong.into_iter().map(|what| Repair { what }).collect())
+        match self.evict_misfits() {
+            Ok(misfits) => {
+                wrong.extend(misfits.iter().map(|name| format!("ipset {name} was of another kind")));
+            }
+            Err(error) => failure = failure.or(Some(error)),
+        }
+        for pair in &mut self.pairs {
+            match pair.mend(&mut self.client) {
+                Ok(different) => wrong.extend(different),
+                Err(error) => failure = failure.or(Some(error.into())),
+            }
+        }
+        match self.establish() {
+            Ok(different) => wrong.extend(different),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+        let Some(error) = failure else {
+            return Ok(wrong.into_iter().map(|what| Repair { what }).collect());
+        };
+        for what in wrong {
+            tracing::warn!(what, "found beside what could not be repaired");
+        }
+        Err(error)
     }
 
     fn cleanup(&mut self) -> Result<(), FirewallError> {

@@ -1,5 +1,7 @@
 //! Repair of what others did to us, and leaving no trace.
 
+use std::io::{BufRead, BufReader};
+
 use gateway::firewall::{Firewall, FirewallError, KernelFirewall, KernelOptions, check_host};
 
 use crate::net::{Net, command, counted, element, elements};
@@ -191,6 +193,45 @@ fn members_that_would_open_private_space_are_not_adopted() {
     assert_eq!(second.install().unwrap(), elements(&["8.8.8.8/32"]));
     assert!(!command("ipset", &["list", "og4o"]).contains("10.0.0.0"));
     assert!(!command("ipset", &["list", "og4op"]).contains("8.8.4.4"));
+}
+
+#[test]
+fn rules_of_a_former_version_are_exchanged_without_a_closed_moment() {
+    let _net = Net::new();
+    installed();
+    command("iptables", &["-D", "OG-FORWARD", "5"]);
+    // Every rule that comes and goes, as the kernel tells it, line by line and not for ever.
+    let mut monitor = std::process::Command::new("timeout")
+        .args(["20", "stdbuf", "-oL", "xtables-monitor", "--event", "-4"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(monitor.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let listening = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The mark, until the monitor that is starting has seen one.
+            for _ in 0..1_000 {
+                if listening.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                command("iptables", &["-A", "INPUT", "-s", "1.2.3.4", "-j", "ACCEPT"]);
+            }
+        });
+        let seen = lines.find(|line| line.contains("1.2.3.4"));
+        listening.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(seen.is_some(), "the monitor says nothing");
+    });
+    installed();
+    command("iptables", &["-A", "INPUT", "-s", "4.3.2.1", "-j", "ACCEPT"]);
+    let drops = lines
+        .take_while(|line| !line.contains("4.3.2.1"))
+        .filter(|line| line.contains("-A OG-FORWARD -j DROP") && !line.contains("-D "))
+        .count();
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
+    assert_eq!(drops, 1, "the drop at the end of the new rules, and none before");
+    assert_eq!(command("iptables", &["-S", "OG-FORWARD"]).lines().count(), 7);
 }
 
 #[test]
