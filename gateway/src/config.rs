@@ -19,6 +19,8 @@ const DEFAULT_WSS_PORT: u16 = 443;
 const DEFAULT_FEED_PATH: &str = "/ws";
 /// Longest gateway name; it becomes a metric label and a column in every listing.
 const MAX_NAME_BYTES: usize = 64;
+/// What a dry run adds to the name, so that servers do not take it for the gateway it may run beside.
+const DRY_RUN_SUFFIX: &str = "-dry-run";
 
 /// The seed program's flags had one dash.
 const SEED_FLAGS: [&str; 3] = ["-iptables-gateway", "-iptables-wss-server", "-server-conf-path"];
@@ -117,7 +119,7 @@ struct File {
 /// Everything checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// This gateway's name.
+    /// This gateway's name; a dry run's ends in `-dry-run`.
     pub name: String,
     /// The servers; a name may stand for several addresses.
     pub servers: Vec<Arc<ServerUrl>>,
@@ -222,8 +224,13 @@ impl Config {
             if flags.internal_cidrs.is_empty() { file.internal_cidrs } else { flags.internal_cidrs.clone() };
         let path = |flag: &Option<PathBuf>, file: Option<PathBuf>| flag.clone().or(file);
         let metrics = flags.metrics.clone().or(file.metrics);
+        let firewall = flags.firewall.or(file.firewall).unwrap_or_default();
+        let mut name = flags.name.clone().or(file.name).map_or_else(host_name, Ok)?;
+        if firewall == FirewallKind::DryRun {
+            name.push_str(DRY_RUN_SUFFIX);
+        }
         let config = Self {
-            name: check_name(flags.name.clone().or(file.name).map_or_else(host_name, Ok)?)?,
+            name: check_name(name)?,
             servers: check_servers(&servers)?,
             token_file: path(&flags.token_file, file.token_file).ok_or(ConfigError::Missing {
                 key: "token_file",
@@ -235,7 +242,7 @@ impl Config {
             })?,
             state_dir: path(&flags.state_dir, file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             metrics: check_metrics(metrics.as_deref().unwrap_or(DEFAULT_METRICS))?,
-            firewall: flags.firewall.or(file.firewall).unwrap_or_default(),
+            firewall,
             internal_cidrs: check_cidrs(&internal_cidrs)?,
         };
         Ok(config)
@@ -279,7 +286,8 @@ fn check_name(name: String) -> Result<String, ConfigError> {
     if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(legal) {
         return Ok(name);
     }
-    let reason = format!("a gateway's name has 1 to {MAX_NAME_BYTES} letters, digits, `-`, `.` and `_`");
+    let reason =
+        format!("`{name}`: a gateway's name has 1 to {MAX_NAME_BYTES} letters, digits, `-`, `.` and `_`");
     Err(ConfigError::Value { key: "name", reason })
 }
 

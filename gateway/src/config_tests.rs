@@ -30,11 +30,12 @@ fn a_file_gives_every_value_and_flags_go_before_it() {
          state_dir: /s\nmetrics: \"127.0.0.1:9901\"\nfirewall: dry-run\ninternal_cidrs: [\"10.0.0.0/8\"]\n",
     );
     let config = Config::load(&flags).unwrap();
-    assert_eq!(config.name, "gw-1");
+    assert_eq!(config.name, "gw-1-dry-run", "no server takes it for gw-1");
     assert_eq!(config.servers[1].to_string(), "wss://[2001:db8::1]:8443/ws");
     assert_eq!(config.firewall, FirewallKind::DryRun);
     assert_eq!(config.internal_cidrs, ["10.0.0.0/8".parse().unwrap()]);
     flags.name = Some("gw-2".into());
+    flags.firewall = Some(FirewallKind::Kernel);
     flags.servers = vec!["wss://server.example.com/feed".into()];
     let config = Config::load(&flags).unwrap();
     assert_eq!(config.name, "gw-2");

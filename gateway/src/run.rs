@@ -9,7 +9,7 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, FirewallKind};
 use crate::enforce::{Enforcer, Origin};
 use crate::feed::status::StatusBoard;
 use crate::feed::traffic::TrafficMeter;
@@ -40,12 +40,17 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> a
     let Parts { firewall, listener, timings } = parts;
     let credentials = Credentials { token_file: config.token_file.clone(), ca_file: config.ca_file.clone() };
     credentials.check()?;
-    let mut state_dir = StateDir::open(&config.state_dir)?;
+    // A dry run leaves the files to the gateway that it may run beside.
+    let mut state_dir = match config.firewall {
+        FirewallKind::Kernel => Some(StateDir::open(&config.state_dir)?),
+        FirewallKind::DryRun => None,
+    };
 
     let Installed { firewall, adopted, meter } = install(firewall).await?;
-    let (held, origin) = starting_point(state_dir.load()?, adopted);
+    let loaded = state_dir.as_mut().map_or(Ok(Loaded::Nothing), StateDir::load)?;
+    let (held, origin) = starting_point(loaded, adopted);
     let registry = Registry::new();
-    let store = state_dir.store(&registry)?;
+    let store = state_dir.map(|dir| dir.store(&registry)).transpose()?;
     let (enforcer, owner) = Enforcer::start(firewall, held, origin, store, &registry)?;
 
     let status = StatusBoard::default();

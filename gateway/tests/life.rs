@@ -127,6 +127,25 @@ async fn a_firewall_that_cannot_be_repaired_is_not_ready_although_changes_succee
 }
 
 #[tokio::test]
+async fn a_dry_run_reports_nothing_as_applied_and_stores_nothing() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(1).await;
+    let mut setup = Setup::new(&cluster, &servers, dir.path());
+    setup.config.firewall = gateway::config::FirewallKind::DryRun;
+    let gateway = setup.start().await;
+    let mut session = servers[0].accept().await;
+    assert_eq!(session.hello().await.state, None);
+    session.welcome(5, allowlist::feed::SessionStart::Snapshot).await;
+    session.snapshot(&held(5, &[1])).await;
+    gateway.holds(&[1]).await;
+    session.change(added(6, 2)).await;
+    gateway.holds(&[1, 2]).await;
+    let (_, said) = tokio::join!(gateway.stop(), session.rest());
+    assert_eq!(said, []);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn drift_is_repaired_within_seconds_and_counted() {
     let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
     let servers = cluster.servers(1).await;

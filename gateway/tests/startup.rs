@@ -26,6 +26,23 @@ fn program(cluster: &Cluster, state_dir: &Path, more: &[&str]) -> Command {
     command
 }
 
+/// A gateway over the real kernel, in a network namespace that ends with the calling thread.
+fn on_the_kernel(cluster: &Cluster, state_dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
+    command.args(["--firewall", "kernel", "--server", "wss://127.0.0.1:1/ws", "--metrics", "0.0.0.0:0"]);
+    command.arg("--token-file").arg(cluster.token_file());
+    command.arg("--ca-file").arg(cluster.ca_file()).arg("--state-dir").arg(state_dir);
+    command
+}
+
+/// Moves the calling thread into a network namespace of its own, which forwards.
+fn leave_the_machine() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{switch}"), "1").unwrap();
+    }
+}
+
 /// Runs to the end; gives the last line of what it said.
 fn refused(mut command: Command) -> String {
     let Output { status, stderr, .. } =
@@ -119,7 +136,8 @@ fn a_state_directory_that_is_none_is_named() {
     let fixture = Fixture::new();
     let file = fixture.state.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let said = refused(program(&fixture.cluster, &file.join("state"), &[]));
+    leave_the_machine();
+    let said = refused(on_the_kernel(&fixture.cluster, &file.join("state")));
     assert!(said.contains("state directory") && said.contains("file/state"), "{said}");
 }
 
@@ -133,13 +151,14 @@ fn a_plain_text_server_is_refused() {
 #[test]
 fn a_second_gateway_on_the_machine_refuses_to_start_and_the_first_ends_on_sigterm() {
     let fixture = Fixture::new();
-    let mut first = program(&fixture.cluster, fixture.state.path(), &[]);
+    leave_the_machine();
+    let mut first = on_the_kernel(&fixture.cluster, fixture.state.path());
     let mut first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let started = Instant::now();
     let said = loop {
         // Until the first has its lock, the second would be the first.
         if fixture.state.path().join("state.log.1").exists() {
-            break fixture.refused(&[]);
+            break refused(on_the_kernel(&fixture.cluster, fixture.state.path()));
         }
         assert!(started.elapsed() < DEADLINE && first.try_wait().unwrap().is_none(), "the first must run");
         std::thread::sleep(Duration::from_millis(10));

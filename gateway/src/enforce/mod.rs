@@ -66,7 +66,8 @@ pub struct Enforcer {
 }
 
 impl Enforcer {
-    /// Starts the owner thread over an installed firewall.
+    /// Starts the owner thread over an installed firewall. Without a store it is a dry run: nothing is stored, and
+    /// nothing is reported as applied.
     ///
     /// # Errors
     /// When the thread cannot be started or the metric families are already registered.
@@ -74,7 +75,7 @@ impl Enforcer {
         firewall: Box<dyn Firewall>,
         held: Held,
         origin: Origin,
-        store: StateStore,
+        store: Option<StateStore>,
         registry: &Registry,
     ) -> anyhow::Result<(Self, OwnerThread)> {
         let metrics = EnforceMetrics::register(registry)?;

@@ -19,7 +19,8 @@ use crate::state::StateStore;
 pub(super) struct Owner {
     desk: Arc<Desk>,
     firewall: Box<dyn Firewall>,
-    store: StateStore,
+    /// `None` in a dry run: nothing is enforced, hence nothing is stored or reported as applied.
+    store: Option<StateStore>,
     metrics: EnforceMetrics,
     applied: watch::Sender<Option<Applied>>,
     health: watch::Sender<KernelHealth>,
@@ -54,7 +55,7 @@ impl Owner {
     pub(super) fn new(
         desk: Arc<Desk>,
         firewall: Box<dyn Firewall>,
-        store: StateStore,
+        store: Option<StateStore>,
         metrics: EnforceMetrics,
         applied: watch::Sender<Option<Applied>>,
         health: watch::Sender<KernelHealth>,
@@ -84,7 +85,7 @@ impl Owner {
             let now = Instant::now();
             let ready = Ready {
                 for_jobs: self.trouble.as_ref().is_none_or(|trouble| trouble.retry_at <= now),
-                for_checkpoint: self.store.wants_checkpoint(),
+                for_checkpoint: self.store.as_ref().is_some_and(StateStore::wants_checkpoint),
             };
             let retry_at = self.trouble.as_ref().map_or(self.next_repair, |trouble| trouble.retry_at);
             let work = self.desk.take(ready, self.next_repair.min(retry_at.max(now)));
@@ -92,8 +93,9 @@ impl Owner {
                 self.make(job);
             } else if ready.for_checkpoint
                 && let Some(held) = self.desk.settled()
+                && let Some(store) = &mut self.store
             {
-                self.store.checkpoint(held);
+                store.checkpoint(held);
             }
             if !work.questions.is_empty() {
                 self.answer(work.questions);
@@ -105,23 +107,13 @@ impl Owner {
                 self.repair();
             }
         }
-        self.store.close();
+        if let Some(store) = self.store {
+            store.close();
+        }
     }
 
-    fn make(&mut self, job: Job) {
-        // The state file first: should this process die in between, the next one brings the kernel here. It is a
-        // write to the page cache; the disk is waited for elsewhere, so that a slow one cannot delay a revocation.
-        if let Some(point) = job.point {
-            match (&job.record, &job.step) {
-                (Record::None, _) => {}
-                (Record::Change(change), _) => self.store.append(point, change),
-                (Record::Whole, KernelStep::Replace(elements)) => self.store.append_whole(point, elements),
-                (Record::Whole, KernelStep::Apply(_)) => {}
-            }
-        }
-        if let Some(held) = job.checkpoint {
-            self.store.checkpoint(held);
-        }
+    fn make(&mut self, mut job: Job) {
+        self.write_down(&mut job);
         let whole = matches!(job.step, KernelStep::Replace(_));
         let result = match &job.step {
             KernelStep::Apply(change) => self.apply(change),
@@ -138,7 +130,9 @@ impl Owner {
                     tracing::info!("the kernel holds what it should again");
                 }
                 self.show_health();
-                if let Some(point) = job.point {
+                if let Some(point) = job.point
+                    && self.store.is_some()
+                {
                     self.metrics.revision.set(i64::try_from(point.revision).unwrap_or(i64::MAX));
                     tracing::debug!(
                         revision = point.revision,
@@ -158,6 +152,23 @@ impl Owner {
                 self.desk.put_back(job.since);
                 self.note_trouble(&error);
             }
+        }
+    }
+
+    /// The state file first: should this process die in between, the next one brings the kernel here. It is a write to
+    /// the page cache; the disk is waited for elsewhere, so that a slow one cannot delay a revocation.
+    fn write_down(&mut self, job: &mut Job) {
+        let Some(store) = &mut self.store else { return };
+        if let Some(point) = job.point {
+            match (&job.record, &job.step) {
+                (Record::None, _) => {}
+                (Record::Change(change), _) => store.append(point, change),
+                (Record::Whole, KernelStep::Replace(elements)) => store.append_whole(point, elements),
+                (Record::Whole, KernelStep::Apply(_)) => {}
+            }
+        }
+        if let Some(held) = job.checkpoint.take() {
+            store.checkpoint(held);
         }
     }
 

@@ -229,6 +229,20 @@ impl Session {
         .await
     }
 
+    /// Everything the gateway says until it closes.
+    pub async fn rest(&mut self) -> Vec<ToServer> {
+        soon("the end of the session", async {
+            let mut frames = Vec::new();
+            while let Some(Ok(message)) = self.socket.next().await {
+                if let Message::Binary(bytes) = message {
+                    frames.push(codec::decode(&bytes).unwrap());
+                }
+            }
+            frames
+        })
+        .await
+    }
+
     pub async fn send(&mut self, frame: ToGateway) {
         self.send_bytes(codec::encode(&frame).unwrap()).await.unwrap();
     }
