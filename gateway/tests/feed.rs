@@ -5,9 +5,9 @@ mod common;
 
 use std::time::Duration;
 
-use allowlist::codec::{FRAME_VERSION, MAX_FRAME_BYTES};
+use allowlist::codec::{self, FRAME_VERSION, MAX_FRAME_BYTES};
 use allowlist::feed::{GoawayReason, SessionStart, ToGateway, ToServer};
-use common::{Cluster, Session, Setup, added, element, first, held};
+use common::{Cluster, Session, Setup, added, element, first, held, until};
 use gateway::firewall::ElementCounters;
 use gateway::firewall::fake::Call;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -72,6 +72,28 @@ async fn a_silent_node_is_left_although_its_link_stands() {
     let mut next = servers[1 - index].accept().await;
     assert_eq!(next.hello().await.state, held(5, &[1]).point());
     gateway.holds(&[1]).await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_sends_heartbeats_but_no_snapshot_is_left() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(1).await;
+    let mut setup = Setup::new(&cluster, &servers, dir.path());
+    setup.timings.snapshot = Duration::from_millis(300);
+    let gateway = setup.start().await;
+    let mut session = servers[0].accept().await;
+    session.hello().await;
+    session.welcome(5, SessionStart::Snapshot).await;
+    let heartbeat = codec::encode(&ToGateway::Heartbeat { revision: 5, digest: held(5, &[1]).digest() });
+    let heartbeat = heartbeat.unwrap();
+    until("the session's end", async || {
+        // The gateway may have gone already.
+        let _ = session.send_bytes(heartbeat.clone()).await;
+        let ended = "outputguard_feed_session_ends_total{reason=\"snapshot_late\"} 1";
+        gateway.page("/metrics").await.contains(ended).then_some(())
+    })
+    .await;
     gateway.stop().await;
 }
 

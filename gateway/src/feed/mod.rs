@@ -34,6 +34,8 @@ use crate::enforce::Enforcer;
 pub const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
 /// Time for each of TCP, TLS, upgrade and name lookup.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// Time for the next part of a snapshot.
+pub const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time to say goodbye.
 pub const FAREWELL_LIMIT: Duration = Duration::from_millis(500);
 
@@ -44,6 +46,8 @@ pub struct Timings {
     pub silence: Duration,
     /// Limit of each step of connecting.
     pub connect: Duration,
+    /// No part of an awaited snapshot for this long: move on, whatever else comes.
+    pub snapshot: Duration,
     /// Limit of closing.
     pub farewell: Duration,
     /// Between traffic reports.
@@ -55,6 +59,7 @@ impl Default for Timings {
         Self {
             silence: Duration::from_millis(HEARTBEAT_INTERVAL_MS) * MISSED_HEARTBEATS_BEFORE_MOVE,
             connect: CONNECT_LIMIT,
+            snapshot: SNAPSHOT_TIMEOUT,
             farewell: FAREWELL_LIMIT,
             traffic: TRAFFIC_INTERVAL,
         }

@@ -36,6 +36,8 @@ pub(super) enum SessionEnd {
     Text,
     #[error("no frame for {0} ms")]
     Silence(u128),
+    #[error("no part of the snapshot for {0} ms")]
+    SnapshotLate(u128),
     #[error("the node did not take our frames for {0} ms")]
     Stuck(u128),
     #[error("the link was lost: {0}")]
@@ -54,6 +56,7 @@ impl SessionEnd {
             Self::Rules(Ending::Disagrees(_)) => "disagrees",
             Self::Frame(_) => "bad_frame",
             Self::Silence(_) => "silence",
+            Self::SnapshotLate(_) => "snapshot_late",
             Self::Stuck(_) => "stuck",
             Self::Lost(_) => "lost",
             Self::Stopping => "stopping",
@@ -78,7 +81,7 @@ impl SessionEnd {
             Self::Frame(CodecError::TooLarge(_)) => CloseCode::Size,
             Self::Rules(Ending::Protocol(_)) | Self::Frame(_) => CloseCode::Protocol,
             Self::Text => CloseCode::Unsupported,
-            Self::Stopping | Self::Silence(_) => CloseCode::Away,
+            Self::Stopping | Self::Silence(_) | Self::SnapshotLate(_) => CloseCode::Away,
             Self::Rules(_) => CloseCode::Normal,
         };
         let mut reason = self.to_string();
@@ -132,6 +135,7 @@ impl Pump<'_> {
         // Counting goes on beside the session: the kernel may be busy for longer than a server waits for us.
         let mut counting = std::pin::pin!(Fuse::terminated());
         let mut silence_at = start + self.timings.silence;
+        let mut snapshot_due: Option<tokio::time::Instant> = None;
         let mut greeted = false;
         loop {
             tokio::select! {
@@ -150,16 +154,27 @@ impl Pump<'_> {
                 }
                 // A failure is counted and logged where the kernel is asked; the next report covers this one's time.
                 counters = &mut counting => if let Ok(counters) = counters {
-                    for frame in self.meter.report(&counters) {
-                        self.send(feed, &frame).await?;
+                    for report in self.meter.due(&counters) {
+                        self.send(feed, &report.frame).await?;
+                        self.meter.sent(report);
                     }
                 },
                 message = feed.next() => {
                     if let Some(frame) = read(message)? {
                         silence_at = tokio::time::Instant::now() + self.timings.silence;
                         greeted = true;
+                        let is_part = matches!(frame, ToGateway::SnapshotPart { .. });
                         self.on_frame(feed, session, frame, node).await?;
+                        // Only a part puts it off: a node that merely lives would hold us without a list.
+                        if !session.awaits_snapshot() {
+                            snapshot_due = None;
+                        } else if is_part || snapshot_due.is_none() {
+                            snapshot_due = Some(tokio::time::Instant::now() + self.timings.snapshot);
+                        }
                     }
+                }
+                () = tokio::time::sleep_until(snapshot_due.unwrap_or(silence_at)), if snapshot_due.is_some() => {
+                    return Err(SessionEnd::SnapshotLate(self.timings.snapshot.as_millis()));
                 }
                 () = tokio::time::sleep_until(silence_at) => {
                     return Err(SessionEnd::Silence(self.timings.silence.as_millis()));

@@ -110,6 +110,11 @@ impl Session {
         self.agreed
     }
 
+    /// True while a snapshot is to come or under way.
+    pub fn awaits_snapshot(&self) -> bool {
+        matches!(self.phase, Phase::Snapshot(_) | Phase::Resyncing(_))
+    }
+
     /// Takes one frame. `held` is what we hold at this moment.
     pub fn on_frame(&mut self, held: &Held, frame: ToGateway) -> Step {
         match self.step(held, frame) {
