@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::feed::{self, Limits, Sessions};
 use crate::resolver::{self, Resolver};
 use crate::tls::{NodeTls, host_of};
-use serve::Serving;
+use serve::{HEADER_TIMEOUT, Serving};
 
 /// Gateways have this long to go elsewhere.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -96,7 +96,8 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         AppState::new(cluster.clone(), sessions.clone(), api::Settings { registry }).context("metrics")?;
     let (accepting, working) = (CancellationToken::new(), CancellationToken::new());
     let (connections, tasks) = (TaskTracker::new(), TaskTracker::new());
-    let serving = Serving { stop: accepting.clone(), connections: connections.clone() };
+    let serving =
+        Serving { stop: accepting.clone(), connections: connections.clone(), header_timeout: HEADER_TIMEOUT };
     tasks.spawn(serving.clone().plain(listeners.api, api::router(app.clone(), Transport::Plain)));
     tasks.spawn(serving.tls(listeners.feed, feed_tls, api::router(app, Transport::Tls)));
     tasks.spawn(resolver.run(cluster.clone(), working.clone()));

@@ -1,4 +1,7 @@
 //! HTTP connections: accept, TLS where it belongs, hyper, and an end that lets requests under way finish.
+//!
+//! HTTP/1.1 only: the feed's WebSocket needs it, and its parser closes connections on which no request comes. A mix of
+//! versions has to wait for the first bytes to tell them apart, for ever if none come.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -9,8 +12,8 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -24,8 +27,9 @@ use tower::Service as _;
 const MAX_CONNECTIONS: usize = 4_096;
 /// TLS must be up within this time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A request's head must be there within this time.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A request's head must be there within this time, counted from the start of the connection or the end of the
+/// answer before.
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failing accept (no file descriptors), wait this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,6 +40,8 @@ pub(super) struct Serving {
     pub(super) stop: CancellationToken,
     /// All connections.
     pub(super) connections: TaskTracker,
+    /// [`HEADER_TIMEOUT`], unless a test has less time.
+    pub(super) header_timeout: Duration,
 }
 
 impl Serving {
@@ -65,54 +71,92 @@ impl Serving {
                     continue;
                 }
             };
-            let (acceptor, router, stop) = (acceptor.clone(), router.clone(), self.stop.clone());
+            let (acceptor, router, serving) = (acceptor.clone(), router.clone(), self.clone());
             self.connections.spawn(async move {
-                welcome(stream, remote, acceptor, router, stop).await;
+                serving.welcome(stream, remote, acceptor, router).await;
                 drop(place);
             });
         }
     }
-}
 
-async fn welcome(
-    stream: TcpStream,
-    remote: SocketAddr,
-    acceptor: Option<TlsAcceptor>,
-    router: Router,
-    stop: CancellationToken,
-) {
-    // Answers are small and somebody waits for them.
-    let _ = stream.set_nodelay(true);
-    let Some(acceptor) = acceptor else { return serve(stream, remote, router, stop).await };
-    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => serve(stream, remote, router, stop).await,
-        Ok(Err(error)) => tracing::debug!(%remote, %error, "TLS handshake"),
-        Err(_) => tracing::debug!(%remote, "no TLS handshake in time"),
+    async fn welcome(
+        &self,
+        stream: TcpStream,
+        remote: SocketAddr,
+        acceptor: Option<TlsAcceptor>,
+        router: Router,
+    ) {
+        // Answers are small and somebody waits for them.
+        let _ = stream.set_nodelay(true);
+        let Some(acceptor) = acceptor else { return self.serve(stream, remote, router).await };
+        match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => self.serve(stream, remote, router).await,
+            Ok(Err(error)) => tracing::debug!(%remote, %error, "TLS handshake"),
+            Err(_) => tracing::debug!(%remote, "no TLS handshake in time"),
+        }
+    }
+
+    async fn serve(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        remote: SocketAddr,
+        router: Router,
+    ) {
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(remote));
+            router.clone().call(request)
+        });
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            () = self.stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(%remote, %error, "connection ended");
+        }
     }
 }
 
-async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    remote: SocketAddr,
-    router: Router,
-    stop: CancellationToken,
-) {
-    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(remote));
-        router.clone().call(request)
-    });
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new());
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn connections_on_which_no_request_comes_are_closed_in_time() {
+        let serving = Serving {
+            stop: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            header_timeout: Duration::from_millis(50),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let router = Router::new().route("/", get(|| async { "here" }));
+        let server = tokio::spawn(serving.clone().plain(listener, router));
+
+        // Nothing at all, the beginning of HTTP/2, half a head, and nothing after an answer.
+        for sent in
+            ["", "PRI * HTTP/2.0\r\n", "GET / HTTP/1.1\r\nhost: a", "GET / HTTP/1.1\r\nhost: a\r\n\r\n"]
+        {
+            let mut client = TcpStream::connect(address).await.expect("connect");
+            client.write_all(sent.as_bytes()).await.expect("send");
+            let mut answer = String::new();
+            let closed = timeout(PATIENCE, client.read_to_string(&mut answer)).await;
+            closed.unwrap_or_else(|_| panic!("never closed after {sent:?}")).expect("read to the end");
+            assert_eq!(answer.ends_with("here"), sent.ends_with("\r\n\r\n"), "{answer}");
         }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%remote, %error, "connection ended");
+        serving.connections.close();
+        timeout(PATIENCE, serving.connections.wait()).await.expect("no connection is left");
+        serving.stop.cancel();
+        server.await.expect("the listener ends");
     }
 }

@@ -103,8 +103,8 @@ impl NodeTls {
             .with_no_client_auth()
             .with_single_cert(chain.clone(), key.clone_key())
             .map_err(|error| setup(&error))?;
-        // WebSocket needs HTTP/1.1 and a browser would prefer HTTP/2; both are served.
-        feed.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // What the listener serves, and what WebSocket needs.
+        feed.alpn_protocols = vec![b"http/1.1".to_vec()];
 
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
             .build()
