@@ -117,3 +117,20 @@ async fn a_snapshot_is_built_while_writes_go_on() {
     assert_eq!(snapshot.meta.last_log_id, Some(log_id(9)));
     assert_eq!((at_that_time.entries().len(), store.reader.state().entries().len()), (10, 20));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_was_overtaken_while_it_was_built_does_not_replace_the_newer_one() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_leader, newer) = leader(from.path(), 30).await;
+    let mut follower = open(to.path()).await;
+    append(&mut follower.log, (0..10).map(entry)).await;
+    apply(&mut follower.machine, (0..10).map(entry)).await;
+    // The builder holds the state of ten entries; the leader's snapshot arrives before it writes them.
+    let mut builder = follower.machine.get_snapshot_builder().await;
+    let arrived = transfer(&newer.snapshot, &follower).unwrap();
+    follower.machine.install_snapshot(&arrived.meta, arrived.snapshot).await.unwrap();
+    let built = builder.build_snapshot().await.unwrap();
+    assert_eq!(built.meta, newer.meta);
+    assert_eq!(follower.snapshots.newest().unwrap().meta, newer.meta);
+    assert_eq!(fs::read_dir(to.path().join("snapshots")).unwrap().count(), 1, "the overtaken one is gone");
+}

@@ -100,14 +100,23 @@ impl Snapshots {
         self.adopt(&part, content.meta())
     }
 
-    /// Gives a complete, verified file its name and makes it the newest. Blocks.
+    /// Gives a complete, verified file its name and makes it the newest. One that was overtaken (a leader's snapshot came
+    /// while this node wrote its own) goes, and the answer is the newer one. Blocks.
     pub(crate) fn adopt(&self, path: &Path, meta: SnapshotMeta) -> io::Result<Snapshot> {
         let named = self.shared.dir.join(file_name(meta.last_log_id));
+        // Held over the renaming, so that two that end at once are judged one after the other.
+        let mut newest = self.shared.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(newest) = newest.as_ref().filter(|newest| newest.meta.last_log_id >= meta.last_log_id) {
+            if path != named {
+                fs::remove_file(path)?;
+            }
+            return Ok(newest.clone());
+        }
         if path != named {
             durable::rename(path, &named)?;
         }
         let snapshot = Snapshot { meta, snapshot: SnapshotFile::open(&named)? };
-        *self.shared.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot.clone());
+        *newest = Some(snapshot.clone());
         self.prune();
         Ok(snapshot)
     }
