@@ -123,6 +123,11 @@ impl StateReader {
         self.revision.clone()
     }
 
+    /// The newest batch with events, as far as this node keeps any.
+    pub fn newest(&self) -> Option<Arc<AppliedBatch>> {
+        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).history.back().cloned()
+    }
+
     /// Up to `limit` batches with events after `revision`, oldest first, and the state's newest revision when the
     /// list is complete (that is, when fewer than `limit` were found).
     ///

@@ -54,7 +54,7 @@ impl Proposer {
     /// Starts the task; it ends when the last [`Proposer`] is dropped.
     pub(crate) fn start(raft: Raft, reader: &StateReader) -> Self {
         let (queue, proposals) = mpsc::channel(QUEUE_PROPOSALS);
-        let gatherer = Gatherer { raft, proposals, carried: None, clock: Clock::after(reader) };
+        let gatherer = Gatherer { raft, proposals, carried: None, clock: Clock::new(reader.clone()) };
         tokio::spawn(gatherer.run());
         Self { queue }
     }
@@ -250,36 +250,54 @@ pub(crate) fn wall_clock_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The leader's wall clock, never going back.
+/// The leader's wall clock, never going back: neither behind what this node proposed, nor behind what another leader,
+/// whose clock may be ahead, proposed before.
 struct Clock {
+    reader: StateReader,
     last_ms: u64,
 }
 
 impl Clock {
-    /// Continues after the newest change this node remembers.
-    fn after(reader: &StateReader) -> Self {
-        let oldest = reader.after(0, 0).err().map_or(0, |gap| gap.oldest);
-        let newest = reader.after(oldest, usize::MAX).ok().and_then(|batches| batches.last().cloned());
-        Self { last_ms: newest.map_or(0, |batch| batch.at_ms) }
+    fn new(reader: StateReader) -> Self {
+        Self { reader, last_ms: 0 }
     }
 
     fn now_ms(&mut self) -> u64 {
-        self.last_ms = self.last_ms.max(wall_clock_ms());
+        let applied = self.reader.newest().map_or(0, |batch| batch.at_ms);
+        self.last_ms = self.last_ms.max(wall_clock_ms()).max(applied);
         self.last_ms
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use raft_store::State;
+    use raft_store::command::{Command, Origin};
+
     use super::*;
 
     #[test]
     fn the_leaders_clock_never_goes_back() {
-        let mut clock = Clock { last_ms: u64::MAX / 2 };
+        let (_publisher, reader) = raft_store::reader::channel(State::default());
+        let mut clock = Clock { reader: reader.clone(), last_ms: u64::MAX / 2 };
         assert_eq!(clock.now_ms(), u64::MAX / 2);
-        let mut clock = Clock { last_ms: 0 };
+        let mut clock = Clock::new(reader);
         let first = clock.now_ms();
         assert!(first > 0 && clock.now_ms() >= first);
+    }
+
+    #[test]
+    fn the_leaders_clock_is_not_behind_what_another_leader_wrote() {
+        let (publisher, reader) = raft_store::reader::channel(State::default());
+        let mut clock = Clock::new(reader);
+        clock.now_ms();
+        let ahead = u64::MAX / 2;
+        let command = Command::InitCluster { cluster: uuid::Uuid::from_u128(1) };
+        let operations = vec![Operation { origin: Origin::default(), command }];
+        let mut state = State::default();
+        let (applied, _) = state.apply(1, &Batch { at_ms: ahead, operations });
+        publisher.publish(state, vec![applied]);
+        assert_eq!(clock.now_ms(), ahead);
     }
 
     #[test]
