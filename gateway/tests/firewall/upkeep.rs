@@ -228,7 +228,9 @@ fn rules_of_a_former_version_are_exchanged_without_a_closed_moment() {
         .take_while(|line| !line.contains("4.3.2.1"))
         .filter(|line| line.contains("-A OG-FORWARD -j DROP") && !line.contains("-D "))
         .count();
-    monitor.kill().unwrap();
+    // Not by SIGKILL, which would leave its child behind.
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(monitor.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     monitor.wait().unwrap();
     assert_eq!(drops, 1, "the drop at the end of the new rules, and none before");
     assert_eq!(command("iptables", &["-S", "OG-FORWARD"]).lines().count(), 7);
