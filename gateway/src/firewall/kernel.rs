@@ -9,6 +9,7 @@ use allowlist::{Change, Element};
 
 use super::carried::carried_name;
 use super::chains::Chains;
+use super::failures::all_done;
 use super::ipset::{Client, IpsetError};
 use super::layout::{Family, KernelOptions, Member, PAIRS, members_of, pair_of};
 use super::rules::Chain;
@@ -384,40 +385,5 @@ impl Firewall for KernelFirewall {
         self.held.clear();
         self.settled = false;
         if errors.is_empty() { Ok(()) } else { Err(FirewallError::Cleanup(errors)) }
-    }
-}
-
-/// All failures of one call as one error.
-fn all_done(mut failures: Vec<IpsetError>) -> Result<(), FirewallError> {
-    match failures.len() {
-        0 => Ok(()),
-        1 => Err(failures.remove(0).into()),
-        count => {
-            let reasons: Vec<String> = failures.iter().map(ToString::to_string).collect();
-            let action = format!("change sets ({count} failures)");
-            Err(FirewallError::Failed { action, reason: reasons.join("; ") })
-        }
-    }
-}
-
-impl From<IpsetError> for FirewallError {
-    fn from(error: IpsetError) -> Self {
-        match &error {
-            _ if error.is_unsupported() => Self::Missing(format!(
-                "{error}; run `modprobe -a ip_set_hash_net ip_set_hash_netport xt_set` on a kernel with ipset"
-            )),
-            IpsetError::Kernel { action, code } if *code == libc::EPERM => {
-                Self::Missing(format!("{action}: permission denied; run as root or with CAP_NET_ADMIN"))
-            }
-            IpsetError::Kernel { action, code } => {
-                Self::Failed { action: action.clone(), reason: super::ipset::describe(*code) }
-            }
-            IpsetError::Socket { action, source } => {
-                Self::Failed { action: action.clone(), reason: source.to_string() }
-            }
-            IpsetError::Malformed { action, reason } => {
-                Self::Failed { action: action.clone(), reason: (*reason).to_owned() }
-            }
-        }
     }
 }

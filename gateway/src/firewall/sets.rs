@@ -10,6 +10,7 @@ use allowlist::feed::RefusedElement;
 
 use super::admit;
 use super::carried::{carried_name, destroy_if_there, write_carried};
+use super::in_flight::wait_for_packets_in_flight;
 use super::ipset::{Client, Counters, IpsetError};
 use super::layout::{Member, PairLayout, elements_of, members_of};
 use super::ledger::Ledger;
@@ -18,8 +19,6 @@ use super::ledger::Ledger;
 pub(super) const MAX_SET_CAPACITY: u32 = 1 << 22;
 /// How many members a repair names one by one.
 const MAX_NAMED_MEMBERS: usize = 5;
-/// `MEMBARRIER_CMD_GLOBAL` of membarrier(2).
-const MEMBARRIER_GLOBAL: libc::c_int = 1;
 
 /// A pair of sets as this process knows it.
 pub(super) struct SetPair {
@@ -293,20 +292,14 @@ impl SetPair {
                 tracing::warn!(set = name, %error, "last counts of removed members were not read");
                 BTreeMap::new()
             });
-            match client.delete(name, members) {
-                Ok(refused) => {
-                    if let Some(refusal) = refused.into_iter().next() {
-                        let action =
-                            format!("delete {} from ipset {name}: {}", refusal.member, refusal.reason);
-                        let reason = "a member that passes could not be taken out";
-                        failure = failure.or(Some(IpsetError::Malformed { action, reason }));
-                        continue;
-                    }
-                }
-                Err(error) => {
-                    failure = failure.or(Some(error));
-                    continue;
-                }
+            let deleted = client.delete(name, members).and_then(|refused| {
+                let Some(refusal) = refused.into_iter().next() else { return Ok(()) };
+                let action = format!("delete {} from ipset {name}: {}", refusal.member, refusal.reason);
+                Err(IpsetError::Malformed { action, reason: "a member that passes could not be taken out" })
+            });
+            if let Err(error) = deleted {
+                failure = failure.or(Some(error));
+                continue;
             }
             for member in members {
                 let last = counted.get(member).copied().unwrap_or_default();
@@ -390,16 +383,6 @@ fn refused_elements<'a>(
             first_reason(element).map(|reason| RefusedElement { element: *element, reason: reason.clone() })
         })
         .collect()
-}
-
-/// After an exchange a packet on another processor may still count in the old table: waits until every processor has
-/// finished what it was at (an RCU grace period, which membarrier(2) waits for).
-fn wait_for_packets_in_flight() {
-    // SAFETY: the call takes no pointers and changes nothing.
-    let failed = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) } != 0;
-    if failed {
-        tracing::debug!(error = %std::io::Error::last_os_error(), "membarrier is not available");
-    }
 }
 
 fn named(members: &[Member]) -> String {
