@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::AppState;
-use super::entry_view::{EntryView, from_rfc3339};
+use super::entry_view::EntryView;
 use super::input::{Body, Params, Segment};
 use super::problem::{Code, Problem, ProblemBody};
 use super::revision::{At, Consistency, ReadParams, Tagged};
@@ -76,7 +76,7 @@ pub(super) struct AddEntry {
     ticket: String,
     #[serde(default)]
     labels: BTreeMap<String, String>,
-    /// When the entry ends by itself, RFC 3339.
+    /// When the entry ends by itself, RFC 3339. Not supported yet: anything but null is refused.
     expires_at: Option<String>,
 }
 
@@ -152,7 +152,7 @@ pub(super) async fn add(
     Editor(caller): Editor,
     Body(asked): Body<AddEntry>,
 ) -> Result<(StatusCode, At<Json<EntryView>>), Problem> {
-    let command = Command::AddEntry(asked.check(now_ms())?);
+    let command = Command::AddEntry(asked.check()?);
     let (revision, reply) = app.write(&caller, command).await?;
     match reply {
         Reply::Added { id, created } => {
@@ -230,12 +230,17 @@ impl AppState {
 }
 
 impl AddEntry {
-    fn check(self, now_ms: u64) -> Result<NewEntry, Problem> {
+    fn check(self) -> Result<NewEntry, Problem> {
         let target = parse_target(&self.target)?;
         let ports = parse_ports(&self.ports)?;
         check_texts(&self.comment, &self.owner, &self.ticket, &self.labels)
             .map_err(|error| Problem::new(Code::TextTooLong, error.to_string()))?;
-        let expires_at_ms = self.expires_at.map(|text| parse_expiry(&text, now_ms)).transpose()?;
+        if self.expires_at.is_some() {
+            // Better than a promise nobody keeps: an entry that was to end would stay open.
+            let detail = "expires_at is not supported yet: entries that end by themselves come with a later release; \
+                          leave it out, and remove the entry by hand when its time is over";
+            return Err(Problem::new(Code::ExpiryUnsupported, detail));
+        }
         Ok(NewEntry {
             id: EntryId(Uuid::now_v7()),
             target,
@@ -245,7 +250,7 @@ impl AddEntry {
             owner: self.owner,
             ticket: self.ticket,
             labels: self.labels,
-            expires_at_ms,
+            expires_at_ms: None,
         })
     }
 }
@@ -308,23 +313,6 @@ fn parse_target(text: &str) -> Result<Target, Problem> {
 fn parse_ports(texts: &[String]) -> Result<Ports, Problem> {
     let ranges: Result<Vec<PortRange>, _> = texts.iter().map(|text| text.parse()).collect();
     ranges.and_then(Ports::new).map_err(|error| Problem::new(Code::InvalidPorts, error.to_string()))
-}
-
-fn parse_expiry(text: &str, now_ms: u64) -> Result<u64, Problem> {
-    let shown: String = text.chars().take(64).collect();
-    match from_rfc3339(text) {
-        None => {
-            let detail = format!("expires_at `{shown}` is not an RFC 3339 time such as 2030-01-31T12:00:00Z");
-            Err(Problem::new(Code::InvalidExpiry, detail))
-        }
-        Some(at) if at <= now_ms => {
-            let detail = format!(
-                "expires_at {shown} is past; give a time to come, or leave it out for an entry that stays"
-            );
-            Err(Problem::new(Code::InvalidExpiry, detail))
-        }
-        Some(at) => Ok(at),
-    }
 }
 
 /// This node's wall clock, Unix milliseconds.

@@ -77,8 +77,8 @@ codes! {
     InvalidPorts = "invalid_ports", UNPROCESSABLE_ENTITY, "The ports are wrong";
     /// A text is too long.
     TextTooLong = "text_too_long", UNPROCESSABLE_ENTITY, "A text is too long";
-    /// The time is malformed or past.
-    InvalidExpiry = "invalid_expires_at", UNPROCESSABLE_ENTITY, "The end time is wrong";
+    /// Entries cannot end by themselves yet.
+    ExpiryUnsupported = "expiry_unsupported", UNPROCESSABLE_ENTITY, "Entries cannot end by themselves yet";
     /// A name has other characters than allowed.
     InvalidName = "invalid_name", UNPROCESSABLE_ENTITY, "The name is wrong";
     /// The entry is protected.

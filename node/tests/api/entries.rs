@@ -15,7 +15,7 @@ async fn an_entry_comes_back_with_everything_that_was_said_of_it() {
     let added = server
         .add(json!({
             "target": "API.Example.com.", "ports": ["udp/53", "tcp/443"], "comment": "payments", "owner": "team-a",
-            "ticket": "SEC-1", "labels": {"env": "prod"}, "expires_at": "2999-01-01T00:00:00Z",
+            "ticket": "SEC-1", "labels": {"env": "prod"}, "expires_at": null,
         }))
         .await;
     let id = added["id"].as_str().unwrap();
@@ -26,7 +26,7 @@ async fn an_entry_comes_back_with_everything_that_was_said_of_it() {
     assert_eq!(entry["ports"], json!(["tcp/443", "udp/53"]));
     assert_eq!(entry["labels"], json!({"env": "prod"}));
     assert_eq!(entry["created_by"], "admin");
-    assert_eq!(entry["expires_at"], "2999-01-01T00:00:00Z");
+    assert_eq!(entry["expires_at"], Value::Null);
     assert_eq!(entry["protected"], false);
     assert_eq!(entry["resolution"]["state"], "pending");
 
