@@ -50,7 +50,7 @@ mod tokens;
 pub use router::{openapi, router};
 
 use metrics::Metrics;
-use problem::{Code, Problem};
+use problem::{Code, NO_QUORUM_RETRY_S, Problem};
 
 /// Largest request body, bytes: an entry with every text and label at its limit, escaped, fits.
 pub const MAX_BODY_BYTES: usize = 256 * 1024;
@@ -129,15 +129,53 @@ impl AppState {
         self.cluster().reader().state()
     }
 
-    /// The stored token for a text. One that is not known here may have just been made on another node, so the
-    /// state is brought up to date once before the answer is no.
-    pub(crate) async fn find_token(&self, text: &str) -> Option<Token> {
-        let here = token::find(self.local().tokens().values(), text).cloned();
-        if here.is_some() {
-            return here;
+    /// The stored token for a text, if there is one. One that is not known here may have just been made on another node,
+    /// so the state is brought up to date before the answer is no.
+    ///
+    /// # Errors
+    /// Nobody can say whether there is such a token: no majority in reach, or too many unknown ones at a time.
+    pub(crate) async fn find_token(&self, text: &str) -> Result<Option<Token>, Problem> {
+        match self.token_here(text) {
+            Some(token) => Ok(Some(token)),
+            None => self.find_new_token(text).await,
         }
-        let _permit = self.shared.token_catch_ups.try_acquire().ok()?;
-        self.cluster().read_barrier(TOKEN_CATCH_UP).await.ok()?;
+    }
+
+    /// As [`Self::find_token`], and a token that was removed on any node before the call is not found: nobody writes with
+    /// a token that was taken away.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) async fn find_token_to_write(&self, text: &str) -> Result<Option<Token>, Problem> {
+        // Unknown ones cost strangers nothing, so only a few may make this node ask others.
+        if self.token_here(text).is_none() {
+            return self.find_new_token(text).await;
+        }
+        self.cluster().read_barrier(WRITE_TIMEOUT).await.map_err(|error| {
+            let detail = format!(
+                "whether the token still stands cannot be told: {error}; nothing was written, the request may be sent again"
+            );
+            Problem::new(Code::NoQuorum, detail).retry_after(NO_QUORUM_RETRY_S)
+        })?;
+        Ok(self.token_here(text))
+    }
+
+    async fn find_new_token(&self, text: &str) -> Result<Option<Token>, Problem> {
+        let unknown = |why: String| {
+            let detail = format!(
+                "the token is not known here, and whether it was just made elsewhere cannot be told: {why}"
+            );
+            Problem::new(Code::NoQuorum, detail).retry_after(NO_QUORUM_RETRY_S)
+        };
+        let _permit = self.shared.token_catch_ups.try_acquire().map_err(|_| {
+            unknown(format!("{TOKEN_CATCH_UPS_AT_A_TIME} unknown tokens are being looked up already"))
+        })?;
+        let caught_up = self.cluster().read_barrier(TOKEN_CATCH_UP).await;
+        caught_up.map_err(|error| unknown(error.to_string()))?;
+        Ok(self.token_here(text))
+    }
+
+    fn token_here(&self, text: &str) -> Option<Token> {
         token::find(self.local().tokens().values(), text).cloned()
     }
 

@@ -61,7 +61,7 @@ pub(super) async fn log_in(
     Body(asked): Body<LogIn>,
 ) -> Result<CookieAnswer, Problem> {
     let text = asked.token.expose().trim();
-    if text.len() > MAX_TOKEN_TEXT_BYTES || app.find_token(text).await.is_none() {
+    if text.len() > MAX_TOKEN_TEXT_BYTES || app.find_token(text).await?.is_none() {
         let detail = "the token is not known here; it was mistyped, removed, or belongs to another cluster";
         return Err(Problem::new(Code::Unauthorized, detail));
     }

@@ -84,14 +84,16 @@ impl FromRequestParts<AppState> for Caller {
                 }
             },
         };
-        let Some(Token { name, role, sha256, .. }) = app.find_token(text).await else {
+        let reads = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        let token = if reads { app.find_token(text).await? } else { app.find_token_to_write(text).await? };
+        let Some(Token { name, role, sha256, .. }) = token else {
             tracing::info!(%remote, path = parts.uri.path(), "refused an unknown token");
             return Err(Problem::new(
                 Code::Unauthorized,
                 "the token is not known here; it was mistyped, removed, or belongs to another cluster",
             ));
         };
-        if by_cookie && !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        if by_cookie && !reads {
             same_origin::check(parts)?;
         }
         Ok(Self { name, role, sha256, remote, request_id: request_id(parts) })

@@ -31,6 +31,14 @@ async fn without_a_quorum_writes_and_fresh_reads_are_refused_and_stale_reads_wor
     let detail = problem(write, 503, "no_quorum").await;
     assert!(detail.contains("nothing was written"), "{detail}");
 
+    let unknown = format!("og_admin_{}", "0".repeat(64));
+    for method in [Method::GET, Method::POST] {
+        let asked = server.bare(method, "/api/v1/entries").bearer_auth(&unknown).send().await.unwrap();
+        assert_eq!(asked.headers()["retry-after"], "1");
+        let detail = problem(asked, 503, "no_quorum").await;
+        assert!(detail.contains("not known here"), "{detail}");
+    }
+
     let stale = server.read("/api/v1/entries?consistency=stale").await;
     assert_eq!(stale["entries"], json!([entry]));
     let status = server.read("/api/v1/status").await;
@@ -77,4 +85,20 @@ async fn a_write_on_one_node_is_in_the_next_read_on_another_and_its_token_works_
         let read = server.bare(Method::GET, "/api/v1/entries").bearer_auth(secret.expose());
         assert_eq!(read.send().await.unwrap().status(), StatusCode::OK);
     }
+}
+
+#[tokio::test]
+async fn a_token_removed_on_one_node_writes_nothing_on_another() {
+    let server = Server::start_one_of_three().await;
+    let operation = |command| vec![Operation { origin: Origin::default(), command }];
+    for round in 1..=5 {
+        let elsewhere = &server.others[round % 2];
+        let name = format!("hand-{round}");
+        let token = server.token(&name, Role::Editor).await;
+        elsewhere.propose(operation(Command::RemoveToken { name }), PATIENCE).await.unwrap();
+        let write = server.bare(Method::POST, "/api/v1/entries").bearer_auth(&token);
+        let write = write.json(&json!({"target": format!("9.9.9.{round}")})).send().await.unwrap();
+        problem(write, 401, "unauthorized").await;
+    }
+    assert_eq!(server.cluster.reader().state().entries().len(), 0);
 }
