@@ -292,11 +292,12 @@ impl Step<'_> {
     }
 
     fn add_token(&mut self, origin: &Origin, token: &Token) -> Reply {
-        if self.state.tokens.get(&token.name) == Some(token) {
-            return Reply::Unchanged;
-        }
-        if token.role != Role::Admin && self.is_last_admin(&token.name) {
-            return Reply::Refused(CommandRefusal::LastAdmin(token.name.clone()));
+        // Decided here and not before the write: of two writers with the same name, one must be told.
+        if let Some(there) = self.state.tokens.get(&token.name) {
+            if there.sha256 == token.sha256 {
+                return Reply::Unchanged;
+            }
+            return Reply::Refused(CommandRefusal::TokenExists(token.name.clone()));
         }
         self.state.tokens.insert(token.name.clone(), token.clone());
         self.tell(origin, EventKind::TokenAdded(token.name.clone()));

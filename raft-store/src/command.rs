@@ -72,7 +72,7 @@ pub enum Command {
         /// Drawn by the node that bootstraps.
         cluster: Uuid,
     },
-    /// Adds an API token, or replaces the one with the same name.
+    /// Adds an API token. Refused when another one has its name; the same secret again changes nothing.
     AddToken(Token),
     /// Removes an API token.
     RemoveToken {
@@ -230,6 +230,9 @@ pub enum CommandRefusal {
     /// Another entry has this id. Ids are random, so this is a proposer that drew one twice.
     #[error("the id {0} belongs to another entry")]
     IdTaken(EntryId),
+    /// Another token has this name.
+    #[error("a token named {0} exists; remove it first, or take another name")]
+    TokenExists(String),
 }
 
 /// The answers to a batch, in its order.

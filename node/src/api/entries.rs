@@ -277,6 +277,7 @@ impl From<CommandRefusal> for Problem {
             CommandRefusal::NoSuchEntry(_) | CommandRefusal::NoSuchToken(_) => Code::NotFound,
             CommandRefusal::Protected(_) => Code::Protected,
             CommandRefusal::LastAdmin(_) => Code::LastAdmin,
+            CommandRefusal::TokenExists(_) => Code::TokenExists,
             // Ids are drawn by this server: that one exists is its fault, not the caller's.
             CommandRefusal::IdTaken(_) => Code::Internal,
         };

@@ -13,7 +13,7 @@ use super::entries::now_ms;
 use super::entry_view::rfc3339;
 use super::input::{Body, Params, Segment};
 use super::problem::{Code, Problem, ProblemBody};
-use super::revision::{At, Consistency, ReadParams};
+use super::revision::{At, ReadParams};
 use crate::auth::Admin;
 use crate::auth::token::{self, MAX_TOKEN_NAME_CHARS, role_name};
 
@@ -95,10 +95,6 @@ pub(super) async fn add(
     Body(asked): Body<AddToken>,
 ) -> Result<(StatusCode, [(HeaderName, &'static str); 1], At<Json<NewToken>>), Problem> {
     check_name(&asked.name)?;
-    if app.read(Consistency::Linearizable).await?.tokens().contains_key(&asked.name) {
-        let detail = format!("a token named {} exists; remove it first, or take another name", asked.name);
-        return Err(Problem::new(Code::TokenExists, detail));
-    }
     let role = Role::from(asked.role);
     let secret = token::generate(role);
     let stored = Token {

@@ -95,8 +95,9 @@ fn command() -> impl Strategy<Value = Command> {
         },
     );
     let role = prop_oneof![Just(Role::Gateway), Just(Role::Editor), Just(Role::Admin)];
-    let token = ("[x-z]", role)
-        .prop_map(|(name, role)| Command::AddToken(Token { name, role, sha256: [7; 32], created_at_ms: 3 }));
+    let token = ("[x-z]", role, 7..9_u8).prop_map(|(name, role, secret)| {
+        Command::AddToken(Token { name, role, sha256: [secret; 32], created_at_ms: 3 })
+    });
     prop_oneof![
         6 => add,
         4 => (1..12_u128).prop_map(|number| Command::RemoveEntry { id: id(number) }),
@@ -196,9 +197,7 @@ impl Model {
                 }
                 Command::InitCluster { cluster } => drop(self.cluster.get_or_insert(cluster)),
                 Command::AddToken(token) => {
-                    let mut after = self.tokens.clone();
-                    after.insert(token.name.clone(), token);
-                    self.set_tokens(after);
+                    self.tokens.entry(token.name.clone()).or_insert(token);
                 }
                 Command::RemoveToken { name } => {
                     let mut after = self.tokens.clone();

@@ -204,6 +204,22 @@ fn a_new_sighting_keeps_the_first_time_an_address_was_seen() {
 }
 
 #[test]
+fn of_two_tokens_with_one_name_the_first_stays_and_the_second_is_refused() {
+    let mut state = State::default();
+    let made = |secret: u8, role, created_at_ms| {
+        Command::AddToken(Token { name: "ci".to_owned(), role, sha256: [secret; 32], created_at_ms })
+    };
+    let first = made(1, Role::Viewer, 5);
+    let again = made(1, Role::Viewer, 6);
+    let (applied, replies) = apply(&mut state, [first, again, made(2, Role::Admin, 7)]);
+    let refused = Reply::Refused(CommandRefusal::TokenExists("ci".to_owned()));
+    assert_eq!(replies, [Reply::Done, Reply::Unchanged, refused]);
+    let kept = &state.tokens()["ci"];
+    assert_eq!((kept.sha256, kept.role, kept.created_at_ms), ([1; 32], Role::Viewer, 5));
+    assert_eq!(applied.events.len(), 1);
+}
+
+#[test]
 fn the_last_admin_token_can_be_neither_removed_nor_demoted() {
     let mut state = State::default();
     let (_, replies) = apply(
@@ -219,7 +235,8 @@ fn the_last_admin_token_can_be_neither_removed_nor_demoted() {
     );
     let last = || Reply::Refused(CommandRefusal::LastAdmin("root".to_owned()));
     let gone = Reply::Refused(CommandRefusal::NoSuchToken("root".to_owned()));
-    assert_eq!(replies, [Reply::Done, last(), last(), Reply::Done, Reply::Done, gone]);
+    assert_eq!(replies, [Reply::Done, Reply::Unchanged, last(), Reply::Done, Reply::Done, gone]);
+    assert!(state.tokens().values().all(|token| token.role == Role::Admin));
 }
 
 #[test]
