@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
 use raft_store::NodeInfo;
-use raft_store::command::{Command, Operation, Origin, Role, Token};
+use raft_store::command::{Command, Operation, Origin, Reply, Role, Token};
 use raft_store::types::NodeId;
 use rand::Rng as _;
 use tokio::sync::watch;
@@ -285,8 +285,14 @@ async fn try_complete(cluster: &Cluster) -> Result<bool, String> {
 
 async fn write(cluster: &Cluster, command: Command) -> Result<(), String> {
     let origin = Origin { actor: ACTOR.to_owned(), ..Origin::default() };
-    let written = cluster.propose(vec![Operation { origin, command }], WRITE_TIMEOUT).await;
-    written.map(|_| ()).map_err(|error: WriteError| error.to_string())
+    let reply = cluster
+        .propose(vec![Operation { origin, command }], WRITE_TIMEOUT)
+        .await
+        .map_err(|error: WriteError| error.to_string())?;
+    match reply.replies.into_iter().next() {
+        Some(Reply::Refused(refusal)) => Err(refusal.to_string()),
+        _ => Ok(()),
+    }
 }
 
 /// Pauses that grow, and reasons that are told once.
