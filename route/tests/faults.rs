@@ -4,6 +4,7 @@
 
 mod world;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use world::World;
@@ -16,10 +17,12 @@ const BOTH: [&str; 5] = [
     "--probe-interval-ms=100",
 ];
 
-/// The gateway the kernel would use for a public address.
+/// The gateway the kernel would use for a public address. False while there is none: then `ip route get` fails.
 fn goes_via(world: &World, gateway: &str) -> bool {
     let public = if gateway.contains(':') { "2620:fe::99" } else { "9.9.9.99" };
-    world.ip("client", &format!("route get {public}")).contains(&format!("via {gateway} "))
+    let output =
+        Command::new("ip").args(["-n", &world.ns("client"), "route", "get", public]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).contains(&format!("via {gateway} "))
 }
 
 #[test]
