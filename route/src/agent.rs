@@ -48,7 +48,10 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> anyh
     if !agent.had_a_way {
         // At boot the link may come later than we do. Until then the host stays closed: its own default route must
         // not carry what the gateways are there to judge.
-        warn!("no gateway is on-link yet ({}): public addresses stay unreachable until one is", agent.names());
+        warn!(
+            "no gateway is on-link yet ({}): public addresses stay unreachable until one is",
+            agent.names()
+        );
     }
     agent.reconcile().await?;
     info!("routes are in place");

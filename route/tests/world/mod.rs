@@ -12,6 +12,8 @@
     reason = "tests, each using a part"
 )]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -187,7 +189,12 @@ impl Drop for Agent {
 /// The agent outside of any namespace of ours, as nobody: it can read, and must not be able to change.
 pub(crate) fn agent_as_nobody(arguments: &[&str]) -> Output {
     const NOBODY: u32 = 65_534;
-    let mut command = Command::new(BINARY);
+    // The build directory may be closed to others; a copy in a directory of its own is not. `cp` makes it, so that no
+    // fork of ours holds it open for writing.
+    let open = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+    let copy = open.path().join("outputguard-route");
+    sh(&format!("cp {BINARY} {}", copy.display()));
+    let mut command = Command::new(copy);
     command.args(arguments).uid(NOBODY).gid(NOBODY).env_remove("OUTPUTGUARD_ROUTE_GATEWAYS");
     command.output().unwrap()
 }
