@@ -1,5 +1,7 @@
 //! What a person meets when something is wrong: one clear line and a stable exit code.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::process::{Command, Output};
 
 fn ctl(args: &[&str]) -> Output {
