@@ -63,7 +63,7 @@ test: packages-test web
 verify:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 	scripts/install-cargo-tool cargo-deny
 	cargo deny --log-level error check licenses bans sources
 	scripts/install-packages node

@@ -1,6 +1,6 @@
 //! `outputguardctl`: the command line for people and pipelines.
 //!
-//! Map: [`args`] is what can be typed, [`client`] speaks to `/api/v1`, [`print`] shows answers as a table or as JSON.
+//! Map: [`args`] is what can be typed, [`client`] speaks to `/api/v1`, [`mod@print`] shows answers as a table or as JSON.
 //! Exit codes: 0 done, 1 refused by the server or not found, 2 wrong usage (clap's), 3 no answer from any server.
 
 mod args;

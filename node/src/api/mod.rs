@@ -1,6 +1,6 @@
 //! The HTTP side of a server: REST API, health, metrics, the UI's files, and the door to the feed.
 //!
-//! For `run`: make one [`AppState`] and one [`router`] per listener.
+//! For `run`: make one [`AppState`] and one [`router()`] per listener.
 //!
 //! ```text
 //! let sessions = feed::Sessions::new(&config.name, feed::Limits::default())?;

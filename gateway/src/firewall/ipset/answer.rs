@@ -56,12 +56,12 @@ fn verdict(payload: &[u8]) -> Answer<'_> {
     Answer::Refused { code: code.saturating_neg(), line: line.filter(|line| *line != 0) }
 }
 
-/// The highest version of an answer to [`Request::protocol`].
+/// The highest version of an answer to `Request::protocol`.
 pub(super) fn read_protocol(attributes: Attributes<'_>) -> Option<u8> {
     attributes.find(ATTR_PROTOCOL)?.as_u8()
 }
 
-/// The highest revision of an answer to [`Request::set_type`].
+/// The highest revision of an answer to `Request::set_type`.
 pub(super) fn read_revision(attributes: Attributes<'_>) -> Option<u8> {
     attributes.find(ATTR_REVISION)?.as_u8()
 }
