@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Whoever serves the routers puts `ConnectInfo<SocketAddr>` into the requests' extensions (that is
-//! `into_make_service_with_connect_info` with `axum::serve`) and serves connections with upgrades (hyper-util's
-//! `serve_connection_with_upgrades`); the feed upgrades HTTP/1.1 connections only.
+//! `into_make_service_with_connect_info` with `axum::serve`) and serves HTTP/1.1 connections with upgrades, which
+//! the feed needs (`run/serve.rs`).
 //!
 //! Map: [`router`](mod@router) lists every path; `entries`, `status`, `tokens`, `session`, `health` hold the handlers;
 //! `entry_view` is an entry as JSON, `search` finds entries; `input` and [`problem`] give axum's extractors and all
