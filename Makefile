@@ -9,9 +9,12 @@ WEB_SOURCES := $(shell find web -path web/node_modules -prune -o -path web/dist 
 BINARIES := outputguard-server outputguard-gateway outputguard-route outputguardctl outputguard-lab
 RUN_DIR := $(or $(CARGO_TARGET_DIR),target)/debug
 PORT ?= 8080
+MINUTES ?= 10
+# Of the chaos run that is a part of the tests: the same faults every time.
+TEST_SEED := 20260724
 
-.PHONY: build server gateway router ctl web binaries demo test verify fix clean help
-.PHONY: packages-demo packages-test
+.PHONY: build server gateway router ctl web binaries demo chaos test verify fix clean help
+.PHONY: packages-demo packages-chaos packages-test
 
 ## build: all release binaries, into target/release
 build: server gateway router ctl
@@ -45,6 +48,9 @@ binaries: web
 packages-demo:
 	scripts/install-packages demo
 
+packages-chaos:
+	scripts/install-packages chaos
+
 packages-test:
 	scripts/install-packages test
 
@@ -52,10 +58,15 @@ packages-test:
 demo: packages-demo binaries
 	$(RUN_DIR)/outputguard-lab demo --port $(PORT) $(if $(CHECK),--check)
 
+## chaos: MINUTES=10 of faults under concurrent clients, every answer checked; SEED=n repeats a run
+chaos: packages-chaos binaries
+	$(RUN_DIR)/outputguard-lab chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 ## test: everything CI runs; installs what is missing
-test: packages-test web
+test: packages-test binaries
 	scripts/install-cargo-tool cargo-nextest
 	cargo nextest run --workspace
+	$(RUN_DIR)/outputguard-lab chaos --minutes 2 --seed $(TEST_SEED)
 	tests/deploy/check
 	tests/web/check
 

@@ -105,6 +105,8 @@ pub struct Status {
 pub struct NodeLine {
     /// Its name.
     pub name: String,
+    /// False for learners.
+    pub voter: bool,
     /// Whether it answers.
     pub reachable: bool,
     /// Newest change it applied, when it answers.

@@ -24,6 +24,7 @@
 //! Errors are `anyhow` chains, since their only reader is a person in front of a failed run.
 
 pub mod addresses;
+pub mod chaos;
 pub mod check;
 pub mod demo;
 pub mod internet;

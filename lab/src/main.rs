@@ -1,10 +1,12 @@
 //! `outputguard-lab`: a small internet on one machine, to try OutputGuard or to check it.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use lab::chaos::{self, Options, Plan};
 use lab::{demo, internet, wait};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -26,6 +28,18 @@ enum Command {
         /// Walk through the main job and prove each step with packets instead.
         #[arg(long)]
         check: bool,
+    },
+    /// Fault after fault under concurrent clients, and a proof that every answer was true.
+    Chaos {
+        /// How long faults are made.
+        #[arg(long, default_value_t = 2)]
+        minutes: u64,
+        /// Chooses calls and faults; drawn when left out.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Number of servers.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=9))]
+        servers: u8,
     },
     /// The process behind the public addresses; the demo starts it.
     #[command(hide = true)]
@@ -55,6 +69,21 @@ fn run(command: &Command) -> Result<()> {
             ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root; run it with sudo");
             interrupt_on_signals()?;
             demo::run(port, check, &mut io::stdout())
+        }
+        Command::Chaos { minutes, seed, servers } => {
+            ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root; run it with sudo");
+            interrupt_on_signals()?;
+            let seed = seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+            let plan = Plan::Drawn(Duration::from_secs(minutes * 60));
+            writeln!(io::stdout(), "{servers} servers, {minutes} minutes of faults, seed {seed} …")?;
+            let summary = chaos::run(&Options { servers: servers.into(), ..Options::new(seed, plan) })?;
+            write!(io::stdout(), "{summary}")?;
+            let broken = summary.violations.len();
+            ensure!(
+                broken == 0,
+                "{broken} promises were broken; the same seed: --minutes {minutes} --seed {seed}"
+            );
+            Ok(())
         }
     }
 }

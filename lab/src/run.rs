@@ -5,9 +5,10 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
+use nix::mount::{MntFlags, umount2};
 
 use crate::namespace;
 
@@ -17,6 +18,8 @@ const KEEP_VARIABLE: &str = "OUTPUTGUARD_LAB_KEEP";
 const NAMESPACE_PREFIX: &str = "oglab-";
 /// Starts the names of all our directories in the temporary directory.
 const DIRECTORY_PREFIX: &str = "outputguard-lab-";
+/// Starts the names of those that are kept for reading.
+const KEPT_PREFIX: &str = "outputguard-kept-";
 
 static RUNS_OF_THIS_PROCESS: AtomicU32 = AtomicU32::new(0);
 
@@ -26,6 +29,7 @@ static RUNS_OF_THIS_PROCESS: AtomicU32 = AtomicU32::new(0);
 pub struct Run {
     id: String,
     directory: PathBuf,
+    kept: AtomicBool,
 }
 
 impl Run {
@@ -44,12 +48,23 @@ impl Run {
             .mode(0o700)
             .create(&directory)
             .with_context(|| format!("create {}", directory.display()))?;
-        Ok(Self { id, directory })
+        Ok(Self { id, directory, kept: AtomicBool::new(false) })
     }
 
     /// Where logs, configs and data of this run are.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Lets the directory outlive the run, and tells where it will be: under another name, so that no later run takes it
+    /// for a leftover.
+    pub(crate) fn keep(&self) -> PathBuf {
+        self.kept.store(true, Ordering::Relaxed);
+        self.kept_directory()
+    }
+
+    fn kept_directory(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("{KEPT_PREFIX}{}", self.id))
     }
 
     /// Name of this run's namespace for `host`.
@@ -60,7 +75,12 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        if std::env::var_os(KEEP_VARIABLE).is_none() {
+        if self.kept.load(Ordering::Relaxed) {
+            let kept = self.kept_directory();
+            // Of an earlier process with our number.
+            let _ = fs::remove_dir_all(&kept);
+            let _ = fs::rename(&self.directory, kept);
+        } else if std::env::var_os(KEEP_VARIABLE).is_none() {
             let _ = fs::remove_dir_all(&self.directory);
         }
     }
@@ -73,7 +93,18 @@ fn remove_leftovers() {
     }
     let temporary = std::env::temp_dir();
     for name in names_in(&temporary, DIRECTORY_PREFIX) {
-        let _ = fs::remove_dir_all(temporary.join(name));
+        let directory = temporary.join(name);
+        unmount_below(&directory);
+        let _ = fs::remove_dir_all(directory);
+    }
+}
+
+/// Takes away what a dead run mounted, the newest first.
+fn unmount_below(directory: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+    for point in points.filter(|point| point.starts_with(directory)).collect::<Vec<_>>().into_iter().rev() {
+        let _ = umount2(point, MntFlags::MNT_DETACH);
     }
 }
 

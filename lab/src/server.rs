@@ -60,6 +60,17 @@ impl Server {
     /// # Errors
     /// When files cannot be written or the binary is missing.
     pub fn start(run: &Run, network: &Network, index: usize, binaries: &Binaries) -> Result<Self> {
+        Self::start_in(run, network, index, binaries, &[])
+    }
+
+    /// As [`Self::start`], with `environment` beside ours.
+    pub(crate) fn start_in(
+        run: &Run,
+        network: &Network,
+        index: usize,
+        binaries: &Binaries,
+        environment: &[(String, String)],
+    ) -> Result<Self> {
         let name = format!("srv{}", index + 1);
         let namespace = network.servers.get(index).with_context(|| format!("the lab has no {name}"))?;
         let address = |index| Net::Management.v4(addresses::server(index));
@@ -87,8 +98,10 @@ impl Server {
             ),
         )
         .with_context(|| format!("write {}", config.display()))?;
-        let program = Program::new(&name, binaries.path("outputguard-server")?, namespace, run.directory())
-            .arguments(["--config".into(), config.clone().into_os_string()]);
+        let mut program =
+            Program::new(&name, binaries.path("outputguard-server")?, namespace, run.directory())
+                .arguments(["--config".into(), config.clone().into_os_string()]);
+        program.environment.extend_from_slice(environment);
         Ok(Self {
             process: Process::start(program)?,
             config,
