@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::raft::link::Peers;
 use crate::raft::proposer::Proposer;
+use crate::raft::succession::Heard;
 use crate::raft::wire::{ProposeFailure, Refusal};
 use crate::raft::{Raft, bootstrap, membership};
 
@@ -109,6 +110,10 @@ pub struct MemberStatus {
     pub status: Option<NodeStatus>,
 }
 
+/// One time of leadership of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Term(pub(crate) u64);
+
 /// Asks the feed for this node's gateway sessions.
 pub type GatewaySource = Arc<dyn Fn() -> Vec<GatewayStatus> + Send + Sync>;
 
@@ -130,11 +135,18 @@ struct Inner {
     reader: StateReader,
     proposer: Proposer,
     peers: Peers,
+    heard: Heard,
     leadership: watch::Receiver<bool>,
     complete: watch::Receiver<bool>,
     gateways: Mutex<Option<GatewaySource>>,
-    /// Set when the node stops taking writes, before it hands over.
+    /// Set when the node is to lead no more.
+    retiring: CancellationToken,
+    /// Set when the node stops taking writes.
     draining: CancellationToken,
+    /// Says goodbye to peers.
+    leave: CancellationToken,
+    /// The listener for peers and its connections.
+    serving: TaskTracker,
     /// Ends every task of this module.
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -156,6 +168,14 @@ impl Cluster {
     /// True while this node is the leader and knows it: the resolver runs then.
     pub fn leadership(&self) -> watch::Receiver<bool> {
         self.inner.leadership.clone()
+    }
+
+    /// The term in which this node leads, for [`Self::propose_in`].
+    pub fn term(&self) -> Option<Term> {
+        use openraft::async_runtime::WatchReceiver as _;
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        start::leads(&metrics).then_some(Term(metrics.current_term))
     }
 
     /// True once this node is a voter of a cluster that has its id and its first admin token.
@@ -185,6 +205,10 @@ impl Cluster {
         &self.inner.peers
     }
 
+    pub(crate) fn heard(&self) -> &Heard {
+        &self.inner.heard
+    }
+
     pub(crate) fn configured_peers(&self) -> &[String] {
         &self.inner.configured_peers
     }
@@ -197,6 +221,11 @@ impl Cluster {
         &self.inner.snapshots
     }
 
+    /// True once this node is about to stop and must not lead again.
+    pub(crate) fn is_retiring(&self) -> bool {
+        self.inner.retiring.is_cancelled()
+    }
+
     fn is_stopping(&self) -> bool {
         self.inner.draining.is_cancelled()
     }
@@ -207,7 +236,7 @@ impl Cluster {
         operations: Vec<Operation>,
         deadline: Instant,
     ) -> Result<BatchReply, ProposeFailure> {
-        self.inner.proposer.propose(operations, deadline).await
+        self.inner.proposer.propose(operations, None, deadline).await
     }
 
     /// On the leader: makes a node a voter.

@@ -24,6 +24,8 @@ use serve::{HEADER_TIMEOUT, Serving};
 
 /// Gateways have this long to go elsewhere.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a node that is to stop goes on serving after it began to say that it is not ready.
+const NOTICE: Duration = Duration::from_secs(1);
 /// Requests under way and background tasks have this long to end.
 const TASKS_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -68,8 +70,8 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Runs a node until `shutdown`, then stops it in order: no new connections, gateways are sent elsewhere, a leader
-/// hands over, raft stops, tasks end.
+/// Runs a node until `shutdown`, then stops it in order: readiness says no, a leader hands over, gateways are sent
+/// elsewhere, no new connections, requests under way end, raft stops, tasks end.
 ///
 /// # Errors
 /// When the node cannot start, or cannot go on.
@@ -94,10 +96,15 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let sessions = Sessions::new(&config.name, Limits::default()).context("metrics of the feed")?;
     let app =
         AppState::new(cluster.clone(), sessions.clone(), api::Settings { registry }).context("metrics")?;
-    let (accepting, working) = (CancellationToken::new(), CancellationToken::new());
+    let (leave, accepting, working) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let (connections, tasks) = (TaskTracker::new(), TaskTracker::new());
-    let serving =
-        Serving { stop: accepting.clone(), connections: connections.clone(), header_timeout: HEADER_TIMEOUT };
+    let serving = Serving {
+        leave: leave.clone(),
+        stop: accepting.clone(),
+        connections: connections.clone(),
+        header_timeout: HEADER_TIMEOUT,
+    };
     tasks.spawn(serving.clone().plain(listeners.api, api::router(app.clone(), Transport::Plain)));
     tasks.spawn(serving.tls(listeners.feed, feed_tls, api::router(app, Transport::Tls)));
     tasks.spawn(resolver.run(cluster.clone(), working.clone()));
@@ -111,8 +118,15 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         reason = cluster.failed() => Some(reason),
     };
     tracing::info!(reason = failure.as_deref().unwrap_or("asked to"), "node stops");
+    // From now on readiness says no and every answer ends its connection, but requests are still served: balancers
+    // need a moment to look.
+    leave.cancel();
+    if failure.is_none() {
+        tokio::join!(sessions.drain(DRAIN_TIMEOUT), cluster.hand_over(), tokio::time::sleep(NOTICE));
+    } else {
+        sessions.drain(DRAIN_TIMEOUT).await;
+    }
     accepting.cancel();
-    sessions.drain(DRAIN_TIMEOUT).await;
     connections.close();
     if timeout(TASKS_TIMEOUT, connections.wait()).await.is_err() {
         tracing::warn!(left = connections.len(), "connections are cut");

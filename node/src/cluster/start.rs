@@ -16,6 +16,7 @@ use super::{Cluster, Inner, Tuning};
 use crate::raft::link::{Identity, Peers};
 use crate::raft::network::NetworkFactory;
 use crate::raft::proposer::Proposer;
+use crate::raft::succession::{self, Heard};
 use crate::raft::{Metrics, Raft, bootstrap, compaction, server};
 use crate::tls::NodeTls;
 
@@ -92,19 +93,25 @@ impl Cluster {
                 raft: raft.clone(),
                 reader: store.reader,
                 peers,
+                heard: Heard::default(),
                 leadership,
                 complete,
                 gateways: Mutex::default(),
+                retiring: CancellationToken::new(),
                 draining: CancellationToken::new(),
+                leave: CancellationToken::new(),
+                serving: TaskTracker::new(),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
                 joining: tokio::sync::Mutex::new(()),
             }),
         };
         let (tasks, stop) = (&cluster.inner.tasks, &cluster.inner.stop);
+        let ending = server::Ending { leave: cluster.inner.leave.clone(), stop: stop.clone() };
         tasks.spawn(watch_leadership(raft.clone(), lead, stop.clone()));
         tasks.spawn(compaction::run(raft, store.log, tuning, stop.clone()));
-        tasks.spawn(server::run(cluster.clone(), listener, tls.peer_server(), stop.clone()));
+        cluster.inner.serving.spawn(server::run(cluster.clone(), listener, tls.peer_server(), ending));
+        tasks.spawn(succession::run(cluster.clone(), stop.clone()));
         tasks.spawn(bootstrap::run(cluster.clone(), completed, stop.clone()));
         tasks.spawn(forget_old_peers(cluster.clone(), stop.clone()));
         Ok(cluster)
@@ -128,7 +135,7 @@ async fn watch_leadership(raft: Raft, lead: watch::Sender<bool>, stop: Cancellat
     lead.send_replace(false);
 }
 
-fn leads(metrics: &Metrics) -> bool {
+pub(super) fn leads(metrics: &Metrics) -> bool {
     metrics.running_state.is_ok()
         && metrics.state == ServerState::Leader
         && metrics.current_leader == Some(metrics.id)

@@ -4,15 +4,23 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::Fatal;
-use openraft::{LogIdOptionExt as _, ServerState};
+use openraft::{Instant as _, LogIdOptionExt as _, ServerState};
 use raft_store::Store;
 use tokio::time::timeout;
 
 use super::Cluster;
 use crate::raft::Metrics;
 
-/// A leader waits this long for its successor.
-const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Log entries on their way have this long to be confirmed before leadership is handed over.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Each successor that is tried has this long to take over …
+const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
+/// … and this many are tried.
+const MAX_HEIRS: usize = 4;
+/// A voter heard from this lately is tried before others.
+const ALIVE: Duration = Duration::from_millis(250);
+/// Peers have this long to take the last answers.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Raft and its tasks have this long to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at whether the disk is closed: raft closes it without telling.
@@ -22,9 +30,45 @@ impl Cluster {
     /// Stops this node. A leader hands over first, so that writes go on elsewhere within milliseconds. Afterwards
     /// nothing works on its data directory any more.
     pub async fn stop(&self) {
-        self.inner.draining.cancel();
         self.hand_over().await;
+        self.inner.draining.cancel();
+        self.inner.leave.cancel();
+        self.inner.serving.close();
+        if timeout(FAREWELL_TIMEOUT, self.inner.serving.wait()).await.is_err() {
+            tracing::warn!("peers did not take the last answers in time");
+        }
         self.end().await;
+    }
+
+    /// Makes the most caught-up voter the leader when this node leads, and keeps this node from leading again. Writes
+    /// go on: those under way are confirmed first, those that come meanwhile wait and go to the successor.
+    pub async fn hand_over(&self) {
+        self.inner.retiring.cancel();
+        self.raft().runtime_config().elect(false);
+        self.transfer().await;
+    }
+
+    async fn transfer(&self) {
+        let Ok(_paused) = timeout(PAUSE_TIMEOUT, self.inner.proposer.pause()).await else {
+            tracing::warn!("writes under way are not confirmed in time; the others will elect a leader");
+            return;
+        };
+        let metrics = self.raft().metrics().borrow_watched().clone();
+        for heir in heirs(&metrics) {
+            tracing::info!(to = %format_args!("{heir:016x}"), "handing leadership over");
+            if self.raft().trigger().transfer_leader(heir).await.is_err() {
+                return;
+            }
+            let id = self.id();
+            let handed = |metrics: &Metrics| {
+                metrics.state != ServerState::Leader
+                    && metrics.current_leader.is_some_and(|leader| leader != id)
+            };
+            if self.raft().wait(Some(HANDOVER_TIMEOUT)).metrics(handed, "hand over").await.is_ok() {
+                return;
+            }
+            tracing::warn!(to = %format_args!("{heir:016x}"), "the successor did not take over in time");
+        }
     }
 
     /// Stops this node as a crash would: nothing is handed over, nobody is told.
@@ -51,26 +95,16 @@ impl Cluster {
         }
     }
 
-    async fn hand_over(&self) {
-        let metrics = self.raft().metrics().borrow_watched().clone();
-        let Some(heir) = heir(&metrics) else { return };
-        tracing::info!(to = %format_args!("{heir:016x}"), "handing leadership over");
-        if self.raft().trigger().transfer_leader(heir).await.is_err() {
-            return;
-        }
-        let id = self.id();
-        let handed = |metrics: &Metrics| metrics.current_leader.is_some_and(|leader| leader != id);
-        if self.raft().wait(Some(HANDOVER_TIMEOUT)).metrics(handed, "hand over").await.is_err() {
-            tracing::warn!("no successor took over in time; the others will elect one");
-        }
-    }
-
     async fn end(&self) {
         self.inner.stop.cancel();
         if timeout(STOP_TIMEOUT, self.raft().shutdown()).await.is_err() {
             tracing::warn!("raft did not stop in time");
         }
         self.inner.tasks.close();
+        self.inner.serving.close();
+        if timeout(STOP_TIMEOUT, self.inner.serving.wait()).await.is_err() {
+            tracing::warn!(left = self.inner.serving.len(), "peer connections did not end in time");
+        }
         if timeout(STOP_TIMEOUT, self.inner.tasks.wait()).await.is_err() {
             tracing::warn!(left = self.inner.tasks.len(), "tasks did not stop in time");
         }
@@ -85,16 +119,22 @@ impl Cluster {
     }
 }
 
-/// The voter with the longest log; `None` when this node does not lead or is alone.
-fn heir(metrics: &Metrics) -> Option<u64> {
-    if metrics.state != ServerState::Leader {
-        return None;
-    }
-    let replication = metrics.replication.as_ref()?;
-    metrics
+/// Who may take over, the best first: alive, then with the longest log. None when this node does not lead or is alone.
+fn heirs(metrics: &Metrics) -> Vec<u64> {
+    let (ServerState::Leader, Some(replication)) = (metrics.state, &metrics.replication) else {
+        return Vec::new();
+    };
+    let heard = |voter: &u64| {
+        let at = metrics.heartbeat.as_ref().and_then(|heard| heard.get(voter).copied().flatten());
+        at.is_some_and(|at| at.into_inner().elapsed() < ALIVE)
+    };
+    let mut heirs: Vec<_> = metrics
         .membership_config
         .membership()
         .voter_ids()
         .filter(|voter| *voter != metrics.id)
-        .max_by_key(|voter| replication.get(voter).copied().flatten().index())
+        .map(|voter| (heard(&voter), replication.get(&voter).copied().flatten().index(), voter))
+        .collect();
+    heirs.sort_unstable_by(|a, b| b.cmp(a));
+    heirs.into_iter().take(MAX_HEIRS).map(|(_, _, voter)| voter).collect()
 }

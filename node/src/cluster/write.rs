@@ -9,7 +9,7 @@ use raft_store::command::{BatchReply, Operation};
 use raft_store::types::NodeId;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Cluster, ReadError, WriteError};
+use super::{Cluster, ReadError, Term, WriteError};
 use crate::raft::link::{CallError, Link, Purpose};
 use crate::raft::wire::{ProposeFailure, Refusal, Request, Response};
 use crate::raft::{Metrics, MetricsWatch};
@@ -19,10 +19,14 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// The leader is given this much less time than the caller has, so that its answer arrives; never more than a quarter.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 
+/// A forwarded write whose leader was replaced may still be answered for this long: a leader that hands over answers what
+/// it has begun.
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
+
 /// Who leads, as far as this node knows.
 enum Leader {
     Here,
-    At(Link),
+    At(NodeId, Link),
     Nobody,
 }
 
@@ -57,6 +61,30 @@ impl Cluster {
         Ok(reply)
     }
 
+    /// As [`Self::propose`], but only through this node itself and only while it leads in `term`: what was worked out as
+    /// the leader must not become a write of a later one.
+    ///
+    /// # Errors
+    /// [`WriteError`] within `timeout`; [`WriteError::NoQuorum`] when the term is over.
+    pub async fn propose_in(
+        &self,
+        term: Term,
+        operations: Vec<Operation>,
+        timeout: Duration,
+    ) -> Result<BatchReply, WriteError> {
+        let deadline = Instant::now() + timeout;
+        let reply = self.inner.proposer.propose(operations, Some(term), deadline).await;
+        let reply = reply.map_err(|failure| match Attempt::from(failure) {
+            Attempt::Again(_) => WriteError::NoQuorum("this node leads no more".to_owned()),
+            Attempt::Final(error) => error,
+        })?;
+        // The leader applies before it answers, but readers may see it a moment later.
+        self.wait_applied(reply.revision, deadline).await.map_err(|()| {
+            WriteError::Unknown(format!("revision {} is not applied here yet", reply.revision))
+        })?;
+        Ok(reply)
+    }
+
     /// Returns once this node's state is at least as new as everything acknowledged anywhere before the call.
     ///
     /// # Errors
@@ -75,7 +103,15 @@ impl Cluster {
             let leader = self.leader(&metrics.borrow_and_update());
             let attempt = match leader {
                 Leader::Here => self.commit_here(operations.clone(), deadline).await,
-                Leader::At(link) => commit_at(&link, operations.clone(), deadline).await,
+                Leader::At(id, link) => {
+                    tokio::select! {
+                        biased;
+                        attempt = commit_at(&link, operations.clone(), deadline) => attempt,
+                        () = self.replaced(id, LAST_ANSWERS) => Err(Attempt::Final(WriteError::Unknown(
+                            "the leader was replaced before it answered".to_owned(),
+                        ))),
+                    }
+                }
                 Leader::Nobody => Err(Attempt::Again("no leader is known".to_owned())),
             };
             let reason = match attempt {
@@ -107,7 +143,13 @@ impl Cluster {
                     let time = deadline.saturating_duration_since(Instant::now());
                     self.read_index_here(time).await.map_err(|refusal| refusal.to_string())
                 }
-                Leader::At(link) => read_index_at(&link, deadline).await,
+                Leader::At(id, link) => {
+                    tokio::select! {
+                        biased;
+                        index = read_index_at(&link, deadline) => index,
+                        () = self.replaced(id, Duration::ZERO) => continue,
+                    }
+                }
                 Leader::Nobody => Err("no leader is known".to_owned()),
             };
             let reason = match attempt {
@@ -143,11 +185,24 @@ impl Cluster {
         }
     }
 
+    /// Returns `grace` after this node learned of another leader than `leader`.
+    async fn replaced(&self, leader: NodeId, grace: Duration) {
+        let mut metrics = self.raft().server_metrics();
+        while metrics.borrow_and_update().current_leader.is_none_or(|now| now == leader) {
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        tokio::time::sleep(grace).await;
+    }
+
     fn leader(&self, metrics: &Metrics) -> Leader {
         match leader_of(metrics) {
             Some((id, _)) if id == self.id() && metrics.state == ServerState::Leader => Leader::Here,
             Some((id, _)) if id == self.id() => Leader::Nobody,
-            Some((id, node)) => Leader::At(self.peers().link(&node.raft_address, Some(id), Purpose::Forward)),
+            Some((id, node)) => {
+                Leader::At(id, self.peers().link(&node.raft_address, Some(id), Purpose::Forward))
+            }
             None => Leader::Nobody,
         }
     }

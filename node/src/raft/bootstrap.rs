@@ -275,7 +275,7 @@ async fn try_complete(cluster: &Cluster) -> Result<bool, String> {
             name: ADMIN_TOKEN_NAME.to_owned(),
             role: Role::Admin,
             sha256: crate::auth::token::sha256(text.expose()),
-            created_at_ms: super::proposer::wall_clock_ms(),
+            created_at_ms: super::clock::wall_clock_ms(),
         };
         write(cluster, Command::AddToken(token)).await?;
         tracing::info!(file = %cluster.admin_token_file().display(), "the first admin token is in its file");

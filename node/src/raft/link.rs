@@ -133,6 +133,9 @@ impl Pending {
             Ok(Ok(Response::Refused(refusal))) => {
                 Err(CallError::Refused { peer: self.peer.clone(), refusal })
             }
+            Ok(Ok(Response::Goodbye)) => {
+                Err(CallError::NotSent(format!("{} stopped before it began with the request", self.peer)))
+            }
             Ok(Ok(response)) => Ok(response),
             Ok(Err(_)) => Err(CallError::Lost(self.peer.clone())),
             Err(_) => Err(CallError::Timeout(self.peer.clone())),
@@ -157,6 +160,13 @@ impl Link {
     pub(crate) async fn submit(&self, request: Request) -> Result<Pending, CallError> {
         let connection = self.connection().await?;
         connection.submit(&self.identity, self.to, request).await
+    }
+
+    /// Keeps a connection open and returns when it has ended or could not be made.
+    pub(crate) async fn until_closed(&self) {
+        if let Ok(connection) = self.connection().await {
+            connection.closed().await;
+        }
     }
 
     /// A connection nobody else uses, for a long transfer.

@@ -1,12 +1,14 @@
 //! Replication between nodes.
 //!
 //! The way of a write: [`crate::cluster::Cluster::propose`] asks the leader, here or over a [`link`]; there the
-//! [`proposer`] gathers operations into a log entry; openraft replicates it through the [`network`] to the [`server`]
+//! [`proposer`] gathers operations into a log entry
+//! that carries the leader's [`clock`]; openraft replicates it through the [`network`] to the [`server`]
 //! of each peer. [`wire`] holds the frames between nodes. [`bootstrap`] founds a cluster or joins one, [`membership`]
-//! is the leader's side of joining, [`compaction`] decides when a snapshot is due, [`snapshot`] sends and receives it.
+//! is the leader's side of joining, [`succession`] replaces a leader that is gone, [`compaction`] decides when a snapshot is due, [`snapshot`] sends and receives it.
 
 pub(crate) mod admin_token;
 pub(crate) mod bootstrap;
+pub(crate) mod clock;
 pub(crate) mod compaction;
 pub(crate) mod link;
 pub(crate) mod membership;
@@ -15,6 +17,7 @@ pub(crate) mod proposer;
 pub(crate) mod server;
 pub(crate) mod settings;
 pub(crate) mod snapshot;
+pub(crate) mod succession;
 pub(crate) mod wire;
 
 #[cfg(test)]

@@ -6,19 +6,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bincode::enc::write::SizeWriter;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::ClientWriteError;
+use openraft::impls::ProgressResponder;
+use openraft::raft::ClientWriteResponse;
+use openraft::type_config::alias::LeaderIdOf;
 use openraft::{Instant as _, ServerState};
-use raft_store::StateReader;
 use raft_store::command::{Batch, BatchReply, MAX_OPERATIONS_PER_BATCH, Operation};
-use tokio::sync::{mpsc, oneshot};
+use raft_store::{StateReader, TypeConfig};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::clock::Clock;
 use super::wire::ProposeFailure;
 use super::{Metrics, Raft};
+use crate::cluster::Term;
 
 /// Operations gather into one entry up to this size.
 const MAX_GATHERED_BYTES: usize = 256 * 1024;
@@ -40,11 +45,15 @@ const WITHDRAWN: u8 = 2;
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Proposal>,
+    /// Held for reading by each log entry on its way.
+    under_way: Arc<RwLock<()>>,
 }
 
 struct Proposal {
     operations: Vec<Operation>,
     bytes: usize,
+    /// Only while this node leads in this term.
+    term: Option<Term>,
     /// [`QUEUED`], then either [`TAKEN`] by the gatherer or [`WITHDRAWN`] by the writer.
     claim: Arc<AtomicU8>,
     reply: oneshot::Sender<Result<BatchReply, ProposeFailure>>,
@@ -54,15 +63,29 @@ impl Proposer {
     /// Starts the task; it ends when the last [`Proposer`] is dropped.
     pub(crate) fn start(raft: Raft, reader: &StateReader) -> Self {
         let (queue, proposals) = mpsc::channel(QUEUE_PROPOSALS);
-        let gatherer = Gatherer { raft, proposals, carried: None, clock: Clock::new(reader.clone()) };
+        let under_way = Arc::new(RwLock::new(()));
+        let gatherer = Gatherer {
+            raft,
+            proposals,
+            carried: None,
+            clock: Clock::new(reader.clone()),
+            under_way: Arc::clone(&under_way),
+        };
         tokio::spawn(gatherer.run());
-        Self { queue }
+        Self { queue, under_way }
+    }
+
+    /// Waits until no log entry is on its way, and lets none set out as long as the result is held: leadership can be
+    /// handed over without leaving a write in doubt.
+    pub(crate) async fn pause(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.under_way).write_owned().await
     }
 
     /// Writes `operations` through this node, which must be the leader, and returns after commit and apply.
     pub(crate) async fn propose(
         &self,
         operations: Vec<Operation>,
+        term: Option<Term>,
         deadline: Instant,
     ) -> Result<BatchReply, ProposeFailure> {
         let bytes = size(&operations).map_err(ProposeFailure::Unavailable)?;
@@ -75,7 +98,7 @@ impl Proposer {
         }
         let claim = Arc::new(AtomicU8::new(QUEUED));
         let (reply, answer) = oneshot::channel();
-        let proposal = Proposal { operations, bytes, claim: Arc::clone(&claim), reply };
+        let proposal = Proposal { operations, bytes, term, claim: Arc::clone(&claim), reply };
         self.queue.try_send(proposal).map_err(|error| {
             ProposeFailure::Unavailable(match error {
                 mpsc::error::TrySendError::Full(_) => format!("{QUEUE_PROPOSALS} writes are waiting already"),
@@ -113,6 +136,7 @@ struct Gatherer {
     /// The one that did not fit into the last entry.
     carried: Option<Proposal>,
     clock: Clock,
+    under_way: Arc<RwLock<()>>,
 }
 
 impl Gatherer {
@@ -126,8 +150,11 @@ impl Gatherer {
                 },
             };
             if self.wait_for_quorum(&first).await {
+                // While leadership is handed over, writes wait here and then go to the next leader.
+                let under_way = Arc::clone(&self.under_way).read_owned().await;
                 let entry = self.gather(first);
                 self.write(entry).await;
+                drop(under_way);
             } else if first.claim.load(Ordering::Acquire) == QUEUED {
                 // The receiver may be gone; then nobody wants to know.
                 let _ = first.reply.send(Err(ProposeFailure::NotLeader));
@@ -176,26 +203,49 @@ impl Gatherer {
         entry
     }
 
+    /// Writes one log entry, provided that `leader`, which is this node, leads.
+    async fn enter(
+        &self,
+        batch: Batch,
+        leader: LeaderIdOf<TypeConfig>,
+    ) -> Result<ClientWriteResponse<TypeConfig>, ProposeFailure> {
+        let lost =
+            |error: &dyn std::fmt::Display| ProposeFailure::Unknown(format!("write log entry: {error}"));
+        let (responder, written) = ProgressResponder::complete_only();
+        let request = self.raft.write(batch).responder(responder).with_leader(leader);
+        request.await.map_err(|fatal| lost(&fatal))?;
+        written.await.map_err(|_| lost(&"raft has ended"))?.map_err(|error| failure(&error))
+    }
+
     async fn write(&mut self, entry: Vec<Proposal>) {
         if entry.is_empty() {
             return;
         }
+        let leader = self.raft.metrics().borrow_watched().vote.leader_id;
         let mut writers = Vec::with_capacity(entry.len());
         let mut operations = Vec::new();
         for proposal in entry {
+            if proposal.term.is_some_and(|Term(term)| term != leader.term) {
+                // Computed under another term; its writer may be gone.
+                let _ = proposal.reply.send(Err(ProposeFailure::NotLeader));
+                continue;
+            }
             writers.push((proposal.operations.len(), proposal.reply));
             operations.extend(proposal.operations);
         }
+        if writers.is_empty() {
+            return;
+        }
         let expected = operations.len();
-        let written = self.raft.client_write(Batch { at_ms: self.clock.now_ms(), operations }).await;
-        let mut replies = match written {
+        let batch = Batch { at_ms: self.clock.now_ms(), operations };
+        let mut replies = match self.enter(batch, leader).await {
             Ok(response) if response.data.replies.len() == expected => Ok(response.data),
             Ok(response) => Err(ProposeFailure::Unknown(format!(
                 "{} replies to {expected} operations at revision {}",
                 response.data.replies.len(),
                 response.data.revision
             ))),
-            Err(error) => Err(failure(&error)),
+            Err(failure) => Err(failure),
         };
         for (count, reply) in writers {
             let part = match &mut replies {
@@ -212,12 +262,10 @@ impl Gatherer {
     }
 }
 
-fn failure(
-    error: &RaftError<raft_store::TypeConfig, ClientWriteError<raft_store::TypeConfig>>,
-) -> ProposeFailure {
+fn failure(error: &ClientWriteError<TypeConfig>) -> ProposeFailure {
     match error {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => ProposeFailure::NotLeader,
-        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
+        ClientWriteError::ForwardToLeader(_) => ProposeFailure::NotLeader,
+        ClientWriteError::LogEntryDiscarded(_) => {
             ProposeFailure::Unknown("the leader changed before the write was confirmed".to_owned())
         }
         other => ProposeFailure::Unknown(format!("write log entry: {other}")),
@@ -244,61 +292,9 @@ fn standing(metrics: &Metrics) -> Leading {
     }
 }
 
-/// Unix milliseconds.
-pub(crate) fn wall_clock_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The leader's wall clock, never going back: neither behind what this node proposed, nor behind what another leader,
-/// whose clock may be ahead, proposed before.
-struct Clock {
-    reader: StateReader,
-    last_ms: u64,
-}
-
-impl Clock {
-    fn new(reader: StateReader) -> Self {
-        Self { reader, last_ms: 0 }
-    }
-
-    fn now_ms(&mut self) -> u64 {
-        let applied = self.reader.newest().map_or(0, |batch| batch.at_ms);
-        self.last_ms = self.last_ms.max(wall_clock_ms()).max(applied);
-        self.last_ms
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use raft_store::State;
-    use raft_store::command::{Command, Origin};
-
     use super::*;
-
-    #[test]
-    fn the_leaders_clock_never_goes_back() {
-        let (_publisher, reader) = raft_store::reader::channel(State::default());
-        let mut clock = Clock { reader: reader.clone(), last_ms: u64::MAX / 2 };
-        assert_eq!(clock.now_ms(), u64::MAX / 2);
-        let mut clock = Clock::new(reader);
-        let first = clock.now_ms();
-        assert!(first > 0 && clock.now_ms() >= first);
-    }
-
-    #[test]
-    fn the_leaders_clock_is_not_behind_what_another_leader_wrote() {
-        let (publisher, reader) = raft_store::reader::channel(State::default());
-        let mut clock = Clock::new(reader);
-        clock.now_ms();
-        let ahead = u64::MAX / 2;
-        let command = Command::InitCluster { cluster: uuid::Uuid::from_u128(1) };
-        let operations = vec![Operation { origin: Origin::default(), command }];
-        let mut state = State::default();
-        let (applied, _) = state.apply(1, &Batch { at_ms: ahead, operations });
-        publisher.publish(state, vec![applied]);
-        assert_eq!(clock.now_ms(), ahead);
-    }
 
     #[test]
     fn a_withdrawn_write_cannot_be_taken_and_a_taken_one_cannot_be_withdrawn() {

@@ -22,7 +22,8 @@ use tokio_util::task::TaskTracker;
 
 use super::link::tune;
 use super::snapshot::Incoming;
-use super::wire::{Answer, Envelope, Refusal, Request, Response, decode, encode, framing};
+use super::succession;
+use super::wire::{Answer, Envelope, GOODBYE_SEQUENCE, Refusal, Request, Response, decode, encode, framing};
 use crate::cluster::Cluster;
 
 /// A peer must finish TLS within this time.
@@ -33,22 +34,36 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_REQUESTS: usize = 256;
 /// Appends of one connection under way, likewise. More than a peer sends ahead.
 const MAX_APPENDS: usize = 32;
+/// A node that leaves gives requests it has begun with this much time.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// … and the peer this much to close its end.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 /// After a failing accept (no file descriptors), wait this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves peers until `stop`.
+/// How serving ends.
+#[derive(Clone)]
+pub(crate) struct Ending {
+    /// In order: what was begun is answered, and peers are told that the rest was not.
+    pub(crate) leave: CancellationToken,
+    /// At once.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Serves peers until told to end.
 pub(crate) async fn run(
     cluster: Cluster,
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
-    stop: CancellationToken,
+    ending: Ending,
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => break,
+            () = ending.stop.cancelled() => break,
+            () = ending.leave.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let (stream, remote) = match accepted {
@@ -63,14 +78,15 @@ pub(crate) async fn run(
             tracing::warn!(peer = %remote, "refused a peer connection: {MAX_CONNECTIONS} are open");
             continue;
         };
-        let (cluster, acceptor, stop) = (cluster.clone(), acceptor.clone(), stop.clone());
+        let (cluster, acceptor, ending) = (cluster.clone(), acceptor.clone(), ending.clone());
         tasks.spawn(async move {
             tokio::select! {
-                () = stop.cancelled() => {}
-                () = welcome(cluster, acceptor, stream, remote, permit) => {}
+                () = ending.stop.cancelled() => {}
+                () = welcome(cluster, acceptor, stream, remote, ending.leave, permit) => {}
             }
         });
     }
+    drop(listener);
     tasks.close();
     tasks.wait().await;
 }
@@ -80,6 +96,7 @@ async fn welcome(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     remote: SocketAddr,
+    leave: CancellationToken,
     _permit: OwnedSemaphorePermit,
 ) {
     if let Err(error) = tune(&stream) {
@@ -89,7 +106,7 @@ async fn welcome(
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let connection = PeerConnection { cluster, remote, incoming: None };
-            connection.serve(stream).await;
+            connection.serve(stream, &leave).await;
         }
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             tracing::debug!(peer = %remote, "peer connection closed before TLS was up");
@@ -115,7 +132,11 @@ struct PeerConnection {
 }
 
 impl PeerConnection {
-    async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Send + 'static) {
+    async fn serve(
+        mut self,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
+        leave: &CancellationToken,
+    ) {
         let (read, write) = tokio::io::split(stream);
         let mut frames = FramedRead::new(read, framing());
         let (answers, queue) = mpsc::channel(MAX_REQUESTS);
@@ -124,31 +145,32 @@ impl PeerConnection {
         let writer = tokio::spawn(write_answers(write, queue));
         // Requests under way end with the connection.
         let mut handlers = tokio::task::JoinSet::new();
-        loop {
+        let leaving = loop {
             tokio::select! {
                 biased;
+                () = leave.cancelled() => break true,
                 Some((sequence, result)) = appends.next(), if !appends.is_empty() => {
                     if answers.send(Answer { sequence, response: append_response(result) }).await.is_err() {
-                        break;
+                        break false;
                     }
                 }
                 Some(_) = handlers.join_next(), if !handlers.is_empty() => {}
                 frame = frames.next(), if appends.len() < MAX_APPENDS => {
-                    let Some(frame) = frame else { break };
+                    let Some(frame) = frame else { break false };
                     let envelope = match frame {
                         Ok(frame) => decode::<Envelope>(&frame),
                         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Err(error.into()),
                         Err(error) => {
                             // A peer that ends or was killed.
                             tracing::debug!(peer = %self.remote, %error, "peer connection ended");
-                            break;
+                            break false;
                         }
                     };
                     let envelope = match envelope {
                         Ok(envelope) => envelope,
                         Err(error) => {
                             tracing::warn!(peer = %self.remote, %error, "closing a peer connection");
-                            break;
+                            break false;
                         }
                     };
                     let sequence = envelope.sequence;
@@ -162,17 +184,17 @@ impl PeerConnection {
                         }
                         Next::Answer(response) => {
                             if answers.send(Answer { sequence, response }).await.is_err() {
-                                break;
+                                break false;
                             }
                         }
                         Next::AnswerTo(sequence, response) => {
                             if answers.send(Answer { sequence, response }).await.is_err() {
-                                break;
+                                break false;
                             }
                         }
                         Next::Nothing => {}
                         Next::Handle(request) => {
-                            let Ok(permit) = Arc::clone(&requests).acquire_owned().await else { break };
+                            let Ok(permit) = Arc::clone(&requests).acquire_owned().await else { break false };
                             let (cluster, answers) = (self.cluster.clone(), answers.clone());
                             handlers.spawn(async move {
                                 let response = cluster.handle(request).await.unwrap_or_else(Response::Refused);
@@ -184,8 +206,12 @@ impl PeerConnection {
                     }
                 }
             }
+        };
+        if leaving {
+            farewell(answers, appends, handlers, writer, frames.into_inner()).await;
+        } else {
+            writer.abort();
         }
-        writer.abort();
     }
 
     async fn accept(&mut self, envelope: Envelope) -> Next {
@@ -201,6 +227,7 @@ impl PeerConnection {
         match request {
             Request::Append(append) => match append.into_request() {
                 Ok(request) => {
+                    self.cluster.heard().note(from);
                     let raft = self.cluster.raft().clone();
                     Next::Append(Box::pin(async move { (sequence, raft.append_entries(request).await) }))
                 }
@@ -258,6 +285,35 @@ fn append_response(result: AppendResult) -> Response {
     }
 }
 
+/// Ends a connection in order: what was begun is answered, then comes the goodbye. Frames that were not read were not
+/// begun, and the goodbye says so. Whoever is not done in time leaves the peer in doubt, without a goodbye.
+async fn farewell(
+    answers: mpsc::Sender<Answer>,
+    mut appends: FuturesOrdered<PendingAppend>,
+    mut handlers: tokio::task::JoinSet<()>,
+    writer: tokio::task::JoinHandle<()>,
+    mut read: impl AsyncRead + Unpin,
+) {
+    let abort = writer.abort_handle();
+    let told = async {
+        while let Some((sequence, result)) = appends.next().await {
+            answers.send(Answer { sequence, response: append_response(result) }).await?;
+        }
+        while handlers.join_next().await.is_some() {}
+        answers.send(Answer { sequence: GOODBYE_SEQUENCE, response: Response::Goodbye }).await?;
+        drop(answers);
+        // It ends after it has written the last answer.
+        let _ = writer.await;
+        Ok::<(), mpsc::error::SendError<Answer>>(())
+    };
+    if matches!(timeout(FAREWELL_TIMEOUT, told).await, Ok(Ok(()))) {
+        // What the peer sent meanwhile must be read: unread bytes would turn the end into a reset, which can overtake
+        // the goodbye.
+        let _ = timeout(CLOSE_TIMEOUT, tokio::io::copy(&mut read, &mut tokio::io::sink())).await;
+    }
+    abort.abort();
+}
+
 async fn write_answers(write: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Answer>) {
     let mut sink = FramedWrite::new(write, framing());
     while let Some(answer) = queue.recv().await {
@@ -273,6 +329,7 @@ async fn write_answers(write: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver
             return;
         }
     }
+    let _ = SinkExt::<Bytes>::close(&mut sink).await;
 }
 
 /// An answer that is too large becomes a refusal; the refusal always fits.
@@ -315,6 +372,7 @@ impl Cluster {
             Request::Join { id, node, pristine } => {
                 self.join_here(id, node, pristine).await.map(|()| Response::Joined)
             }
+            Request::Misses { vote } => Ok(succession::answer(self, vote).await),
             Request::Append(_)
             | Request::SnapshotBegin { .. }
             | Request::SnapshotChunk(_)

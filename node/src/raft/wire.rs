@@ -28,6 +28,8 @@ pub(crate) const WIRE_VERSION: u8 = 1;
 pub(crate) const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
 /// Entries are added to an append frame until it holds this much.
 pub(crate) const MAX_APPEND_BYTES: usize = 1024 * 1024;
+/// Sequence of an answer that answers no request.
+pub(crate) const GOODBYE_SEQUENCE: u64 = u64::MAX;
 /// Piece of a snapshot in one frame.
 pub(crate) const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
 
@@ -106,6 +108,11 @@ pub(crate) enum Request {
         /// True while its log is empty.
         pristine: bool,
     },
+    /// Asks a voter whether it, too, misses the leader of this vote.
+    Misses {
+        /// Of the leader that is missed.
+        vote: Vote,
+    },
 }
 
 /// What a node answers.
@@ -131,6 +138,15 @@ pub(crate) enum Response {
     Probe(Probe),
     /// To [`Request::Join`]: the node is a voter.
     Joined,
+    /// To [`Request::Misses`].
+    Misses {
+        /// True when the node hears nothing of that leader either.
+        missed: bool,
+        /// Where its log ends: the longest one succeeds.
+        last: Option<LogId>,
+    },
+    /// The last frame of a node that stops, with [`GOODBYE_SEQUENCE`]: what it has not answered by now, it has not begun.
+    Goodbye,
 }
 
 /// Why a request was not carried out.

@@ -17,12 +17,14 @@ use super::lookup::{Lookup, Upstream};
 use super::pace::Pace;
 use super::schedule::{AskAgain, Intervals, Schedule, Turn};
 use super::{ACTOR, Resolver};
-use crate::cluster::{Cluster, WriteError};
+use crate::cluster::{self, Cluster, WriteError};
 
 /// Updates that share one proposal. Each may carry many addresses, so this stays far below what a log entry holds.
 const MAX_UPDATES_PER_WRITE: usize = 100;
 /// How long a proposal may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Before leadership is looked at again.
+const TERM_PAUSE: Duration = Duration::from_millis(20);
 /// Batches of changes read at a time while following the state.
 const FOLLOW_BATCHES: usize = 1_000;
 /// How often the names are counted by state.
@@ -30,7 +32,11 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Resolves until the future is dropped, which ends every lookup under way.
 pub(super) async fn serve(resolver: &Resolver, cluster: &Cluster) {
-    let mut term = Term::begin(resolver, cluster);
+    let Some(led) = cluster.term() else {
+        // Either the loss of leadership is about to be told, or the next term is about to begin.
+        return tokio::time::sleep(TERM_PAUSE).await;
+    };
+    let mut term = Term::begin(resolver, cluster, led);
     let mut revisions = term.reader.revisions();
     let mut count = tokio::time::interval(COUNT_INTERVAL);
     loop {
@@ -48,7 +54,12 @@ pub(super) async fn serve(resolver: &Resolver, cluster: &Cluster) {
                 Err(error) => tracing::error!(%error, "a lookup ended unexpectedly"),
             },
             Some(written) = term.writes.join_next() => match written {
-                Ok((found, result)) => term.written(found, &result),
+                Ok((found, result)) => {
+                    term.written(found, &result);
+                    if result.is_err() && cluster.term() != Some(led) {
+                        return;
+                    }
+                }
                 Err(error) => tracing::error!(%error, "a write of the resolver ended unexpectedly"),
             },
             _ = count.tick() => term.count_names(),
@@ -60,6 +71,8 @@ pub(super) async fn serve(resolver: &Resolver, cluster: &Cluster) {
 struct Term<'a> {
     resolver: &'a Resolver,
     cluster: &'a Cluster,
+    /// What is found in this term is written in this term or not at all.
+    led: cluster::Term,
     reader: StateReader,
     started: Instant,
     rules: Rules,
@@ -89,12 +102,13 @@ struct Found {
 }
 
 impl<'a> Term<'a> {
-    fn begin(resolver: &'a Resolver, cluster: &'a Cluster) -> Self {
+    fn begin(resolver: &'a Resolver, cluster: &'a Cluster, led: cluster::Term) -> Self {
         let settings = &resolver.settings;
         let upstreams = resolver.upstreams.iter().map(|upstream| upstream.name().to_owned()).collect();
         let mut term = Self {
             resolver,
             cluster,
+            led,
             reader: cluster.reader().clone(),
             started: Instant::now(),
             rules: Rules { linger: settings.linger, upstreams },
@@ -230,8 +244,8 @@ impl<'a> Term<'a> {
                 resolution: found.update.clone(),
             },
         });
-        let (cluster, operations) = (self.cluster.clone(), operations.collect());
-        self.writes.spawn(async move { (found, cluster.propose(operations, WRITE_TIMEOUT).await) });
+        let (cluster, led, operations) = (self.cluster.clone(), self.led, operations.collect());
+        self.writes.spawn(async move { (found, cluster.propose_in(led, operations, WRITE_TIMEOUT).await) });
     }
 
     fn written(&mut self, found: Vec<Found>, result: &Result<BatchReply, WriteError>) {

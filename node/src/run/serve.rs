@@ -3,6 +3,7 @@
 //! HTTP/1.1 only: the feed's WebSocket needs it, and its parser closes connections on which no request comes. A mix of
 //! versions has to wait for the first bytes to tell them apart, for ever if none come.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,13 +11,16 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, StatusCode};
+use futures_util::FutureExt as _;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -30,13 +34,18 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request's head must be there within this time, counted from the start of the connection or the end of the
 /// answer before.
 pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection on which no request comes for this long after accepting ended is closed. A client that is about to send
+/// one on an idle connection should find it open.
+const IDLE_FAREWELL: Duration = Duration::from_secs(1);
 /// After a failing accept (no file descriptors), wait this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What listeners share.
 #[derive(Clone)]
 pub(super) struct Serving {
-    /// Ends accepting, and each connection after the request it is at.
+    /// Ends each connection after the next answer, which says so; new ones still come in.
+    pub(super) leave: CancellationToken,
+    /// Ends accepting.
     pub(super) stop: CancellationToken,
     /// All connections.
     pub(super) connections: TaskTracker,
@@ -62,7 +71,7 @@ impl Serving {
                 let place = Arc::clone(&places).acquire_owned().await.ok();
                 (place, listener.accept().await)
             };
-            let Some((place, accepted)) = self.stop.run_until_cancelled(next).await else { return };
+            let Some((place, accepted)) = self.stop.run_until_cancelled(next).await else { break };
             let (stream, remote) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -71,12 +80,27 @@ impl Serving {
                     continue;
                 }
             };
-            let (acceptor, router, serving) = (acceptor.clone(), router.clone(), self.clone());
-            self.connections.spawn(async move {
-                serving.welcome(stream, remote, acceptor, router).await;
-                drop(place);
-            });
+            self.spawn(stream, remote, &acceptor, &router, place);
         }
+        // Who is in the kernel's queue has been promised an answer.
+        while let Some(Ok((stream, remote))) = listener.accept().now_or_never() {
+            self.spawn(stream, remote, &acceptor, &router, None);
+        }
+    }
+
+    fn spawn(
+        &self,
+        stream: TcpStream,
+        remote: SocketAddr,
+        acceptor: &Option<TlsAcceptor>,
+        router: &Router,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
+        let (acceptor, router, serving) = (acceptor.clone(), router.clone(), self.clone());
+        self.connections.spawn(async move {
+            serving.welcome(stream, remote, acceptor, router).await;
+            drop(place);
+        });
     }
 
     async fn welcome(
@@ -102,16 +126,29 @@ impl Serving {
         remote: SocketAddr,
         router: Router,
     ) {
+        let leave = self.leave.clone();
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(remote));
-            router.clone().call(request)
+            let (answer, leave) = (router.clone().call(request), leave.clone());
+            async move {
+                let mut answer = answer.await?;
+                // A WebSocket says goodbye in its own words.
+                if leave.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+        let idle = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(IDLE_FAREWELL).await;
+        };
         let result = tokio::select! {
             result = connection.as_mut() => result,
-            () = self.stop.cancelled() => {
+            () = idle => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -134,6 +171,7 @@ mod tests {
     #[tokio::test]
     async fn connections_on_which_no_request_comes_are_closed_in_time() {
         let serving = Serving {
+            leave: CancellationToken::new(),
             stop: CancellationToken::new(),
             connections: TaskTracker::new(),
             header_timeout: Duration::from_millis(50),

@@ -18,6 +18,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Node {
     settings: ClusterSettings,
     cluster: Option<Cluster>,
+    /// A second handle on the node's listener: whoever connects after its end gets no answer, instead of being refused.
+    listener: Option<std::net::TcpListener>,
 }
 
 pub(crate) struct Nodes {
@@ -61,7 +63,7 @@ impl Nodes {
                     tls,
                     tuning: tuning.clone(),
                 };
-                Node { settings, cluster: None }
+                Node { settings, cluster: None, listener: None }
             })
             .collect();
         Self { _dir: dir, nodes }
@@ -69,17 +71,29 @@ impl Nodes {
 
     pub(crate) async fn start_node(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        let listener = TcpListener::bind(&node.settings.advertise).await.unwrap();
+        node.listener = None;
+        let listener = TcpListener::bind(&node.settings.advertise).await.unwrap().into_std().unwrap();
+        node.listener = Some(listener.try_clone().unwrap());
+        let listener = TcpListener::from_std(listener).unwrap();
         node.cluster = Some(Cluster::start_with(node.settings.clone(), listener, disk_gone()).await.unwrap());
     }
 
     /// Ends a node without a word to the others.
     pub(crate) async fn kill(&mut self, index: usize) {
+        self.nodes[index].listener = None;
         self.nodes[index].cluster.take().unwrap().crash().await;
+    }
+
+    /// Ends a node as when its host is cut off: what it hears is not answered, and nobody is refused.
+    pub(crate) async fn silence(&mut self, index: usize) {
+        let listener = self.nodes[index].listener.as_ref().unwrap().try_clone().unwrap();
+        self.kill(index).await;
+        self.nodes[index].listener = Some(listener);
     }
 
     /// Ends a node in order.
     pub(crate) async fn stop(&mut self, index: usize) {
+        self.nodes[index].listener = None;
         self.nodes[index].cluster.take().unwrap().stop().await;
     }
 

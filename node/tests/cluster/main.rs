@@ -5,4 +5,5 @@
 mod harness;
 mod life;
 mod quorum;
+mod succession;
 mod writes;

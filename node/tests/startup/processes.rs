@@ -9,15 +9,15 @@ use tokio::time::Instant;
 
 use crate::harness::{PATIENCE, Process, config, own_address, server};
 
-struct Servers {
-    dir: tempfile::TempDir,
-    addresses: Vec<String>,
-    processes: Vec<Option<Process>>,
+pub(crate) struct Servers {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) processes: Vec<Option<Process>>,
     client: Client,
 }
 
 impl Servers {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let addresses: Vec<_> = (0..3).map(|_| own_address()).collect();
@@ -29,7 +29,7 @@ impl Servers {
         servers
     }
 
-    fn start_one(&mut self, index: usize) {
+    pub(crate) fn start_one(&mut self, index: usize) {
         let name = format!("server-{}", index + 1);
         let peers: Vec<_> = self.addresses.iter().map(|address| format!("{address}:8081")).collect();
         let config = config(self.dir.path(), &self.addresses[index], &name, &peers);
@@ -43,7 +43,7 @@ impl Servers {
         format!("http://{}:8080{path}", self.addresses[index])
     }
 
-    async fn ready(&self, index: usize) {
+    pub(crate) async fn ready(&self, index: usize) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let answer = self.client.get(self.url(index, "/readyz")).send().await;
@@ -57,7 +57,7 @@ impl Servers {
     }
 
     /// The founder writes it after the cluster is ready.
-    async fn wait_for_token(&self) {
+    pub(crate) async fn wait_for_token(&self) {
         let deadline = Instant::now() + PATIENCE;
         let written = |n: &i32| self.dir.path().join(format!("server-{n}.token")).exists();
         // The file is there a moment before the cluster knows the token.
@@ -73,7 +73,7 @@ impl Servers {
         request.send().await.ok().map(|answer| answer.status())
     }
 
-    fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         let text = (1..=3)
             .find_map(|n| std::fs::read_to_string(self.dir.path().join(format!("server-{n}.token"))).ok());
         text.expect("one server wrote the token").trim().to_owned()
@@ -96,7 +96,7 @@ impl Servers {
         body["entries"].as_array().unwrap().iter().any(|entry| entry["target"] == target)
     }
 
-    async fn leader(&self) -> usize {
+    pub(crate) async fn leader(&self) -> usize {
         let deadline = Instant::now() + PATIENCE;
         loop {
             for index in (0..3).filter(|index| self.processes[*index].is_some()) {

@@ -15,9 +15,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::codec::{FramedRead, FramedWrite};
+use tokio_util::sync::CancellationToken;
 
 use super::{CallError, Identity, Peer, Pending, lock};
-use crate::raft::wire::{Answer, Envelope, Request, Response, decode, encode, framing};
+use crate::raft::wire::{Answer, Envelope, GOODBYE_SEQUENCE, Request, Response, decode, encode, framing};
 use crate::tls::server_name;
 
 /// TCP and TLS must be up within this time.
@@ -82,6 +83,8 @@ pub(super) struct Connection {
     sequence: AtomicU64,
     frames: mpsc::Sender<Bytes>,
     waiting: Waiting,
+    /// Cancelled with the end of the connection.
+    closed: CancellationToken,
     /// Both ends when the connection is dropped.
     tasks: [tokio::task::AbortHandle; 2],
 }
@@ -99,9 +102,12 @@ impl Connection {
         let (read, write) = tokio::io::split(stream);
         let (frames, mut queue) = mpsc::channel::<Bytes>(WRITE_QUEUE_FRAMES);
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
+        let closed = CancellationToken::new();
         let writer = {
             let (waiting, address) = (Arc::clone(&waiting), address.clone());
+            let closing = closed.clone().drop_guard();
             tokio::spawn(async move {
+                let _closing = closing;
                 let mut sink = FramedWrite::new(write, framing());
                 while let Some(frame) = queue.recv().await {
                     let mut sent = sink.feed(frame).await;
@@ -124,13 +130,22 @@ impl Connection {
         };
         let reader = {
             let (waiting, address) = (Arc::clone(&waiting), address.clone());
+            let closing = closed.clone().drop_guard();
             tokio::spawn(async move {
+                let _closing = closing;
                 let mut frames = FramedRead::new(read, framing());
                 while let Some(frame) = frames.next().await {
                     let answer = frame
                         .map_err(|error| error.to_string())
                         .and_then(|frame| decode::<Answer>(&frame).map_err(|error| error.to_string()));
                     match answer {
+                        Ok(Answer { sequence: GOODBYE_SEQUENCE, .. }) => {
+                            tracing::debug!(peer = %address, "the peer stops");
+                            for waiter in lock(&waiting).take().into_iter().flat_map(HashMap::into_values) {
+                                let _ = waiter.send(Response::Goodbye);
+                            }
+                            break;
+                        }
                         Ok(Answer { sequence, response }) => {
                             let waiter =
                                 lock(&waiting).as_mut().and_then(|waiting| waiting.remove(&sequence));
@@ -149,11 +164,16 @@ impl Connection {
             })
         };
         let tasks = [writer.abort_handle(), reader.abort_handle()];
-        Self { address, sequence: AtomicU64::new(0), frames, waiting, tasks }
+        Self { address, sequence: AtomicU64::new(0), frames, waiting, closed, tasks }
     }
 
     pub(super) fn is_closed(&self) -> bool {
         lock(&self.waiting).is_none()
+    }
+
+    /// Returns when the connection has ended.
+    pub(super) async fn closed(&self) {
+        self.closed.cancelled().await;
     }
 
     /// Sends a request that will be answered.

@@ -57,6 +57,21 @@ fn the_bytes_of_version_1_are_frozen() {
                 .to_vec(),
             "0101000200",
         ),
+        (
+            encode(&envelope(Request::Misses { vote: RaftVote::new_committed(3, 9) })).unwrap().to_vec(),
+            "010701100000000000000000000000000000000102010\
+             30c030901",
+        ),
+        (
+            encode(&Answer { sequence: 1, response: Response::Misses { missed: true, last: Some(log_id(5)) } })
+                .unwrap()
+                .to_vec(),
+            "01010a0101030905",
+        ),
+        (
+            encode(&Answer { sequence: GOODBYE_SEQUENCE, response: Response::Goodbye }).unwrap().to_vec(),
+            "01fdffffffffffffffff0b",
+        ),
     ];
     for (bytes, frozen) in cases {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
