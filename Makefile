@@ -10,10 +10,11 @@ BINARIES := outputguard-server outputguard-gateway outputguard-route outputguard
 RUN_DIR := $(or $(CARGO_TARGET_DIR),target)/debug
 PORT ?= 8080
 MINUTES ?= 10
+SEEDS ?= 3000
 # Of the chaos run that is a part of the tests: the same faults every time.
 TEST_SEED := 20260724
 
-.PHONY: build server gateway router ctl web binaries demo chaos test verify fix clean help
+.PHONY: build server gateway router ctl web binaries demo chaos simulate test verify fix clean help
 .PHONY: packages-demo packages-chaos packages-test
 
 ## build: all release binaries, into target/release
@@ -69,6 +70,11 @@ test: packages-test binaries
 	$(RUN_DIR)/outputguard-lab chaos --minutes 2 --seed $(TEST_SEED)
 	tests/deploy/check
 	tests/web/check
+
+## simulate: SEEDS runs of the replicated state on simulated network, disks and time (SEED=n replays one and prints it)
+simulate:
+	CARGO_PROFILE_DEV_OPT_LEVEL=2 OUTPUTGUARD_SIM_SEEDS=$(SEEDS) $(if $(SEED),OUTPUTGUARD_SIM_SEED=$(SEED)) \
+		cargo test -p raft-store --test simulation -- --nocapture no_seed_breaks_a_promise
 
 ## verify: formatting, lints, docs, dependencies, web types; writes nothing
 verify:

@@ -32,7 +32,7 @@ use run::{Report, run};
 use world::Bug;
 
 /// What a normal test run takes time for.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 24;
 const SEEDS_VARIABLE: &str = "OUTPUTGUARD_SIM_SEEDS";
 const SEED_VARIABLE: &str = "OUTPUTGUARD_SIM_SEED";
 /// A broken store or read must be found within so many seeds.

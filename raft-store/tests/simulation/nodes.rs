@@ -77,7 +77,7 @@ impl World {
             (slot.resting.clone(), slot.clock_percent, slot.lives, tuning)
         };
         self.trace(format_args!("start {id} life {number}"));
-        let process = Process::default();
+        let process = Process::new(id);
         let disk = Disk::new(id, self.clone(), image);
         let (machine, shown) = Machine::recover(disk.clone());
         let life = Life { number, process: process.clone(), disk: disk.clone(), raft: None, shown };

@@ -14,14 +14,18 @@ use std::time::Duration;
 
 use openraft::AsyncRuntime;
 use openraft_rt_sim::{SimInstant, SimRuntime};
+use raft_store::types::NodeId;
 
 thread_local! {
     static CURRENT: RefCell<Option<Process>> = const { RefCell::new(None) };
 }
 
 /// One life of a node, from start to kill.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Process(Arc<Mutex<Inner>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    node: NodeId,
+    inner: Arc<Mutex<Inner>>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -32,7 +36,11 @@ struct Inner {
 }
 
 impl Process {
-    /// Runs `future` as a task of this process. If the process is killed, the handle never resolves.
+    pub(crate) fn new(node: NodeId) -> Self {
+        Self { node, inner: Arc::default() }
+    }
+
+    /// Runs `future` as a task of this process. A kill ends it between two steps.
     pub(crate) fn spawn<T>(&self, future: impl Future<Output = T> + Send + 'static)
     where
         T: Send + 'static,
@@ -65,8 +73,13 @@ impl Process {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The node whose task runs now.
+pub(crate) fn current_node() -> Option<NodeId> {
+    CURRENT.with(|current| current.borrow().as_ref().map(|process| process.node))
 }
 
 /// A task outside every process: the network, the clients, whoever injects faults.

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use openraft::AsyncRuntime as _;
 use openraft::async_runtime::WatchReceiver as _;
+use openraft_rt_sim::SimInstant;
 use raft_store::State;
 use raft_store::types::NodeId;
 use tokio::sync::oneshot;
 
 use crate::nodes::info;
 use crate::plan::Plan;
-use crate::process::{NodeRuntime, spawn_outside};
+use crate::process::{NodeRuntime, current_node, spawn_outside};
 use crate::rng::Rng;
 use crate::types::{now, sleep_ms};
 use crate::world::{Bug, World};
@@ -177,7 +178,8 @@ fn collect_panics() {
         panic::set_hook(Box::new(move |info| {
             let noted = PANICS.with(|panics| match &mut *panics.borrow_mut() {
                 Some(panics) => {
-                    panics.push(format!("panic: {info}"));
+                    let at = SimInstant::try_now().map(SimInstant::elapsed_since_start);
+                    panics.push(format!("node {:?} panics after {at:?}: {info}", current_node()));
                     true
                 }
                 None => false,
