@@ -161,9 +161,10 @@ async fn linearizable(world: &World, node: &Running, deadline: SimInstant) -> Op
         let index = match node.metrics().current_leader {
             Some(leader) if leader == node.id => read_index(node, deadline).await,
             Some(leader) => {
-                let answer = send(world, node.id, leader, Kind::Once, "read-index", move |leader| async move {
-                    read_index(&leader, deadline).await
-                });
+                let answer =
+                    send(world, node.id, leader, Kind::Once, "read-index", move |leader| async move {
+                        read_index(&leader, deadline).await
+                    });
                 answer.await.ok().and_then(Result::ok).flatten()
             }
             None => None,

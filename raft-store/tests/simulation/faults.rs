@@ -83,7 +83,10 @@ async fn inject(world: &World, fault: Fault) {
         }
         Fault::HandOver => {
             if let Some(leader) = world.leader() {
-                on(leader, move |leader| async move { drop(leader.raft.trigger().transfer_leader(node).await) });
+                on(
+                    leader,
+                    move |leader| async move { drop(leader.raft.trigger().transfer_leader(node).await) },
+                );
             }
         }
         Fault::Election => {

@@ -9,9 +9,9 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::TypeConfigExt as _;
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf, WatchReceiverOf, WatchSenderOf};
 use openraft::{EntryPayload, RaftSnapshotBuilder, Snapshot, SnapshotMeta};
+use raft_store::State;
 use raft_store::command::BatchReply;
 use raft_store::types::{Entry, LogId, StoredMembership};
-use raft_store::State;
 
 use crate::disk::Disk;
 use crate::types::{SimTypes, pass, sleep_us};

@@ -4,7 +4,7 @@
 //!
 //! `OUTPUTGUARD_SIM_SEEDS=5000` runs more seeds (`make simulate SEEDS=5000`), `OUTPUTGUARD_SIM_SEED=n` runs one and prints
 //! what happens.
-#![allow(clippy::unwrap_used, reason = "a test may panic, also in what its functions share")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic, also in what its functions share")]
 #![allow(clippy::print_stderr, reason = "the trace of a seed is for the person who replays it")]
 
 mod clients;
@@ -83,7 +83,9 @@ fn no_seed_breaks_a_promise() {
     let which: Vec<_> = failed.keys().collect();
     assert!(failed.is_empty(), "{} of {seeds} seeds failed: {which:?}; see above", failed.len());
     // A simulation in which nothing happens proves nothing.
-    for what in ["wrote", "read", "fault Kill", "fault IsolateLeader", "snapshots installed", "members changed"] {
+    for what in
+        ["wrote", "read", "fault Kill", "fault IsolateLeader", "snapshots installed", "members changed"]
+    {
         assert!(total.get(what).copied().unwrap_or(0) > 0, "{what}: never in {seeds} seeds");
     }
 }

@@ -161,12 +161,13 @@ impl RaftNetworkV2<SimTypes> for Peer {
         option: RPCOption,
     ) -> Result<SnapshotResponse<SimTypes>, StreamingError<SimTypes>> {
         self.leads(&vote);
-        let answer = self.send(Kind::Alone, "snapshot", move |node| {
-            let snapshot = snapshot.clone();
-            async move {
-                node.raft.install_full_snapshot(vote, snapshot).await.map_err(|error| error.to_string())
-            }
-        });
+        let answer =
+            self.send(Kind::Alone, "snapshot", move |node| {
+                let snapshot = snapshot.clone();
+                async move {
+                    node.raft.install_full_snapshot(vote, snapshot).await.map_err(|error| error.to_string())
+                }
+            });
         let answer = self.answer(RPCTypes::InstallSnapshot, option.hard_ttl(), answer);
         match NodeRuntime::select2(cancel, answer).await {
             Select2::First(closed) => Err(StreamingError::Closed(closed)),
@@ -294,7 +295,12 @@ where
             None => {
                 self.end = End::All;
                 let (id, target) = (self.peer.id, self.peer.target);
-                return Err(RPCError::Timeout(Timeout { action: RPCTypes::AppendEntries, id, target, timeout }));
+                return Err(RPCError::Timeout(Timeout {
+                    action: RPCTypes::AppendEntries,
+                    id,
+                    target,
+                    timeout,
+                }));
             }
         }
         self.end = End::All;

@@ -70,7 +70,8 @@ impl World {
         let (image, percent, number, tuning) = {
             let mut inner = self.lock();
             let tuning = inner.plan.tuning.clone();
-            let Some(slot) = inner.nodes.get_mut(&id).filter(|slot| slot.life.is_none() && !slot.retired) else {
+            let Some(slot) = inner.nodes.get_mut(&id).filter(|slot| slot.life.is_none() && !slot.retired)
+            else {
                 return;
             };
             slot.lives += 1;

@@ -169,7 +169,8 @@ impl World {
     /// How long the next message from `from` to `to` is under way.
     pub(crate) fn delay_us(&self, from: NodeId, to: NodeId) -> u64 {
         let mut inner = self.lock();
-        let slow = [from, to].iter().filter_map(|node| inner.slow_links.get(node)).copied().max().unwrap_or(0);
+        let slow =
+            [from, to].iter().filter_map(|node| inner.slow_links.get(node)).copied().max().unwrap_or(0);
         let max = inner.plan.delay_max_us;
         let mut delay = inner.rng.between(20, max);
         if slow > 0 {
@@ -199,7 +200,7 @@ impl Trace {
             eprintln!("{:>10}.{:03} {line}", at / 1_000, at % 1_000);
         }
         // Writing into a hash cannot fail.
-        let _ = write!(self, "{at} {line}\n");
+        let _ = writeln!(self, "{at} {line}");
     }
 }
 
