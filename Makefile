@@ -7,7 +7,8 @@ SHELL := /bin/bash
 
 WEB_SOURCES := $(shell find web -path web/node_modules -prune -o -path web/dist -prune -o -type f -print)
 BINARIES := outputguard-server outputguard-gateway outputguard-route outputguardctl outputguard-lab
-RUN_DIR := $(or $(CARGO_TARGET_DIR),target)/debug
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+RUN_DIR := $(TARGET_DIR)/debug
 PORT ?= 8080
 MINUTES ?= 10
 SEEDS ?= 3000
@@ -16,6 +17,11 @@ TEST_SEED := 20260724
 
 .PHONY: build server gateway router ctl web binaries demo chaos simulate test verify fix clean help
 .PHONY: packages-demo packages-chaos packages-test
+.PHONY: bench-raft bench-failover bench-binaries
+
+# What the benches measure is what is shipped; PROFILE=bench-run builds in a fraction of the time, for trying things.
+PROFILE ?= release
+BENCH = $(TARGET_DIR)/$(PROFILE)/outputguard-bench --profile $(PROFILE) $(if $(QUICK),--quick)
 
 ## build: all release binaries, into target/release
 build: server gateway router ctl
@@ -75,6 +81,19 @@ test: packages-test binaries
 simulate:
 	CARGO_PROFILE_DEV_OPT_LEVEL=2 OUTPUTGUARD_SIM_SEEDS=$(SEEDS) $(if $(SEED),OUTPUTGUARD_SIM_SEED=$(SEED)) \
 		cargo test -p raft-store --test simulation -- --nocapture no_seed_breaks_a_promise
+
+bench-binaries: web
+	scripts/install-packages bench
+	cargo build --profile $(PROFILE) -p node -p benches
+
+## bench-raft: puts, reads, imports, start, memory, disk beside etcd; ROUNDS=5 CHURN=500000 ENTRIES=1000000 QUICK=1 PROFILE=release
+bench-raft: bench-binaries
+	$(BENCH) raft $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CHURN),--churn $(CHURN)) $(if $(ENTRIES),--entries $(ENTRIES)) \
+	  $(if $(PARTS),--parts $(PARTS))
+
+## bench-failover: how long nobody can write when a leader is lost, beside etcd; N=30 SATURATE_MINUTES=10 QUICK=1 PROFILE=release
+bench-failover: bench-binaries
+	$(BENCH) failover $(if $(N),--faults $(N)) $(if $(SATURATE_MINUTES),--saturate-minutes $(SATURATE_MINUTES))
 
 ## verify: formatting, lints, docs, dependencies, web types; writes nothing
 verify:

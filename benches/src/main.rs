@@ -1,0 +1,66 @@
+//! `outputguard-bench`: the replicated store beside etcd, and how long nobody can write when a leader is lost.
+//!
+//! - [`raft`] puts, reads, imports, opens, and weighs memory and disk (`make bench-raft`).
+//! - [`failover`] kills, cuts off and stops leaders (`make bench-failover`).
+//! - [`outputguard`] and [`etcd`] are the two contenders, three processes each in a [`seat`]; what they have in common is
+//!   a [`contender`]. Their clients ([`http`], [`grpc`]) do as little as they can, over the same [`tls`].
+//! - [`load`] lets clients work and takes the time; [`report`] says what came out.
+//!
+//! Errors are `anyhow` chains, since their only reader is a person in front of a failed run.
+
+mod contender;
+mod etcd;
+mod failover;
+mod grpc;
+mod http;
+mod load;
+mod outputguard;
+mod raft;
+mod report;
+mod seat;
+mod tls;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Side-by-side benchmarks of OutputGuard and etcd
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Where the JSON goes
+    #[arg(long, global = true, default_value = "target/bench")]
+    output: PathBuf,
+    /// Small numbers, to try the bench itself: done in two minutes, proves nothing
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Build profile of the binaries, for the report
+    #[arg(long, global = true, default_value = "unknown")]
+    profile: String,
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Puts, reads, imports, start, memory and disk beside etcd
+    Raft(raft::Options),
+    /// How long nobody can write when the leader is lost
+    Failover(failover::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let Arguments { output, quick, profile, bench } = &arguments;
+    let done = match bench {
+        Bench::Raft(options) => raft::run(options, output, *quick, profile),
+        Bench::Failover(options) => failover::run(options, output, *quick, profile),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::progress(&format!("outputguard-bench: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! A cluster with very many entries: memory of its processes, and how soon a restarted node serves.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::contender::{Contender as _, connect_everywhere};
+use crate::load::{Extent, Numbers, Operation, measure, median};
+use crate::outputguard::OutputGuard;
+use crate::report::{Line, Report};
+use crate::seat::{NODES, Seat};
+
+/// What people write beside an address, bytes: a ticket, a word why.
+const COMMENT_BYTES: usize = 24;
+/// Enough to keep the cluster busy while it is filled.
+const CLIENTS: usize = 256;
+/// Restarts; the report has the median.
+const RESTARTS: usize = 3;
+
+pub(super) async fn run(directory: &Path, entries: u64, report: &mut Report) -> Result<()> {
+    let mut cluster = OutputGuard::start(Seat::on_loopback(), directory).await?;
+    let before = memory(&mut cluster)?;
+    fill(&cluster, entries, COMMENT_BYTES).await?;
+    let after = memory(&mut cluster)?;
+    let per_entry =
+        median(&after.iter().zip(before).map(|(after, before)| after - before).collect::<Vec<_>>())
+            / entries as f64;
+    report.set("large_entries", entries);
+    report.result(
+        "rss_bytes_per_entry_1m",
+        Line {
+            what: format!("memory per entry, {entries} entries, bytes"),
+            result: Some(per_entry),
+            aim: "≤ 300",
+            ..Line::default()
+        },
+    );
+
+    let mut times = Vec::new();
+    for restart in 0..RESTARTS {
+        let node = restart % NODES;
+        cluster.process(node).stop()?;
+        let start = Instant::now();
+        cluster.process(node).start_again()?;
+        cluster.wait_node_ready(node).await?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let reopened = median(&memory(&mut cluster)?) / entries as f64;
+    report.set("rss_bytes_per_entry_1m_reopened", reopened.round());
+    report.result(
+        "open_1m_s",
+        Line {
+            what: format!("start with {entries} entries until ready, s"),
+            result: Some(median(&times)),
+            aim: "≤ 5",
+            ..Line::default()
+        },
+    );
+    Ok(())
+}
+
+/// Adds `entries` entries with comments of so many bytes.
+pub(super) async fn fill(cluster: &OutputGuard, entries: u64, comment_bytes: usize) -> Result<()> {
+    let mut clients = connect_everywhere(cluster, CLIENTS).await?;
+    clients.iter_mut().for_each(|client| client.set_comment_bytes(comment_bytes));
+    measure(&mut clients, Operation::Put, Extent::Count(entries), &Numbers::default()).await?;
+    // A linearizable read on each node: it has applied everything.
+    cluster.wait_ready().await
+}
+
+/// Resident memory of each process, bytes.
+fn memory(cluster: &mut OutputGuard) -> Result<Vec<f64>> {
+    (0..NODES)
+        .map(|node| {
+            let pid = cluster.process(node).pid().context("a node that does not run")?;
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no VmRSS")?;
+            Ok(kib.parse::<f64>()? * 1024.0)
+        })
+        .collect()
+}
