@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 /// What is logged unless `OUTPUTGUARD_LOG` says otherwise. openraft warns twenty times a second while a peer is away,
 /// which this program says once.
-const DEFAULT_LOG: &str = "info,openraft=error,raft_log=warn,chunked_wal=warn";
+const DEFAULT_LOG: &str = "info,openraft=error";
 
 fn main() -> ExitCode {
     let flags = Flags::parse_from(normalise(std::env::args_os()));

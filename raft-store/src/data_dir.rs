@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use crate::durable;
+use crate::disk::Disk;
 use crate::error::OpenError;
 
 const FILE_NAME: &str = "lock";
@@ -19,7 +19,7 @@ impl DataDir {
         std::fs::create_dir_all(dir).map_err(OpenError::at(dir))?;
         dir.parent()
             .filter(|parent| !parent.as_os_str().is_empty())
-            .map_or(Ok(()), durable::sync_dir)
+            .map_or(Ok(()), |parent| Disk::default().sync_dir(parent))
             .map_err(OpenError::at(dir))?;
         let path = dir.join(FILE_NAME);
         let lock = File::options().create(true).append(true).open(&path).map_err(OpenError::at(&path))?;

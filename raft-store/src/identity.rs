@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::durable;
+use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::layout::DATA_VERSION;
 use crate::types::NodeId;
@@ -47,9 +47,9 @@ pub(crate) fn read(dir: &Path) -> Result<Option<NodeId>, OpenError> {
 }
 
 /// Writes the identity, once.
-pub(crate) fn write(dir: &Path, id: NodeId) -> Result<(), OpenError> {
+pub(crate) fn write(disk: &Disk, dir: &Path, id: NodeId) -> Result<(), OpenError> {
     let path = dir.join(FILE_NAME);
-    durable::replace_file(&path, format_identity(id).as_bytes()).map_err(OpenError::at(path))
+    disk.replace_file(&path, format_identity(id).as_bytes()).map_err(OpenError::at(path))
 }
 
 fn format_identity(id: NodeId) -> String {
@@ -69,7 +69,7 @@ mod tests {
     fn a_written_identity_is_read_again_and_a_newer_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(dir.path()).unwrap(), None);
-        write(dir.path(), 42).unwrap();
+        write(&Disk::default(), dir.path(), 42).unwrap();
         assert_eq!(read(dir.path()).unwrap(), Some(42));
         fs::write(dir.path().join(FILE_NAME), "outputguard-data 99\nsomething new\n").unwrap();
         assert!(matches!(read(dir.path()), Err(OpenError::NewerVersion { found: 99, known: 1, .. })));

@@ -7,7 +7,7 @@
 //! [`store`] opens all of it for one data directory, [`identity`] holds the node's number there.
 //!
 //! Shapes on disk: [`codec`] (every record), `layout` (keys in sled), `snapshot::format` (snapshot files),
-//! `log::codec` (records of the write-ahead log). Each has a test with its exact bytes.
+//! `log` (segments, frames and records of the write-ahead log). Each has a test with its exact bytes.
 //!
 //! What never happens: a state is acknowledged that is not on this disk's log; the checkpoint is ahead of the
 //! fsynced log; a damaged file is read as an empty one.
@@ -16,7 +16,7 @@ mod apply;
 pub mod codec;
 pub mod command;
 mod data_dir;
-mod durable;
+mod disk;
 mod error;
 mod fatal;
 mod identity;
@@ -32,7 +32,7 @@ pub mod types;
 pub use command::{Batch, BatchReply, Command, Operation, Reply};
 pub use error::OpenError;
 pub use fatal::{EXIT_DISK_FAILED, FatalHook};
-pub use log::{LogSize, LogStore};
+pub use log::{LogSize, LogStore, SyncTimes, SyncTimesSnapshot};
 pub use machine::StateMachine;
 pub use reader::StateReader;
 pub use snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};

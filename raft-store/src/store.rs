@@ -3,7 +3,6 @@
 //! ```text
 //! lock         held while open
 //! identity     the node's id
-//! log-end      mark of the log's newest file
 //! log/         write-ahead log: entries, vote, committed
 //! db/<n>/      checkpoint of the state (sled), newest generation
 //! snapshots/   whole states
@@ -13,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::data_dir::DataDir;
+use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::fatal::FatalHook;
 use crate::identity;
@@ -70,11 +70,12 @@ impl Store {
 
 fn open_blocking(dir: &Path, options: StoreOptions) -> Result<Store, OpenError> {
     let StoreOptions { new_id, on_fatal } = options;
+    let disk = Disk::default();
     let lock = Arc::new(DataDir::lock(dir)?);
     let known_id = identity::read(dir)?;
-    let log = LogStore::open(dir, known_id, Arc::clone(&lock), on_fatal.clone())?;
+    let log = LogStore::open(&disk, dir, known_id, Arc::clone(&lock), on_fatal.clone())?;
     let ends = log.ends();
-    let snapshots = Snapshots::open(dir)?;
+    let snapshots = Snapshots::open(&disk, dir)?;
     let (database, content) = recover::recover(dir, ends, &snapshots)?;
     let pristine = !ends.has_vote && ends.last.is_none() && content.applied.is_none();
     let id = match known_id {
@@ -85,7 +86,7 @@ fn open_blocking(dir: &Path, options: StoreOptions) -> Result<Store, OpenError> 
         }
         None => {
             // Last, so that a crash before it leaves a directory that is simply begun again.
-            identity::write(dir, new_id)?;
+            identity::write(&disk, dir, new_id)?;
             new_id
         }
     };

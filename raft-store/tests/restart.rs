@@ -21,7 +21,8 @@ use raft_store::{OpenError, Store};
 
 fn log_files(dir: &Path) -> Vec<std::path::PathBuf> {
     let files = fs::read_dir(dir.join("log")).unwrap().map(|file| file.unwrap().path());
-    let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "wal")).collect();
+    let mut files: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|end| end == "segment")).collect();
     files.sort();
     files
 }
@@ -100,7 +101,11 @@ async fn a_torn_tail_loses_only_what_was_torn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_inside_the_log_is_refused_and_named() {
     let dir = tempfile::tempdir().unwrap();
-    drop(written(dir.path(), 20).await);
+    let mut store = open(dir.path()).await;
+    for index in 0..20 {
+        append(&mut store.log, [entry(index)]).await;
+    }
+    drop(store);
     let file = log_files(dir.path()).pop().unwrap();
     let mut bytes = fs::read(&file).unwrap();
     let middle = bytes.len() / 2;
@@ -152,8 +157,21 @@ async fn a_lost_log_directory_is_not_taken_for_a_new_one() {
     drop(written(dir.path(), 5).await);
     fs::remove_dir_all(dir.path().join("log")).unwrap();
     assert!(matches!(open_error(dir.path()).await, OpenError::Log { .. }));
-    fs::remove_file(dir.path().join("log-end")).unwrap();
+    fs::create_dir(dir.path().join("log")).unwrap();
     assert!(matches!(open_error(dir.path()).await, OpenError::Log { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_in_the_old_format_is_refused_and_left_alone() {
+    for name in ["log-end", "log/r-00_000_000_000_000_000_000.wal"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("log")).unwrap();
+        fs::write(dir.path().join(name), b"old").unwrap();
+        let error = open_error(dir.path()).await;
+        assert!(matches!(error, OpenError::Log { .. }) && error.needs_rejoin(), "{error}");
+        assert!(error.to_string().contains("unreleased version"), "{error}");
+        assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"old");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

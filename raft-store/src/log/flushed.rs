@@ -1,12 +1,10 @@
 //! How far the log is on disk, and who is told.
 
 use std::io;
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use openraft::storage::IOFlushed;
 
-use crate::fatal::FatalHook;
 use crate::types::TypeConfig;
 
 /// The next log index that is not known to be on this disk. Everything below survives a power cut.
@@ -54,21 +52,19 @@ impl Flushed {
     }
 }
 
-/// Called by the log's flush thread after fdatasync, in the order of the requests.
-pub(super) enum Completion {
-    /// Entries of openraft: it may count this node's copy from now on (promise 2).
-    Append(AppendCompletion),
-    /// Somebody waits.
-    Wait(SyncSender<io::Result<()>>),
-}
-
-/// See [`Completion::Append`]. Dropped without an answer (the flush thread is gone) it reports a failure, so that
-/// openraft never waits for ever.
+/// Completes an append of openraft, which may count this node's copy from then on (promise 2). Called by the writer
+/// after the sync, in the order of the requests. Dropped without an answer it reports a failure, so that openraft never
+/// waits for ever.
 pub(super) struct AppendCompletion {
     pub(super) callback: Option<IOFlushed<TypeConfig>>,
     pub(super) next_index: u64,
     pub(super) flushed: Arc<Flushed>,
-    pub(super) fatal: FatalHook,
+}
+
+impl std::fmt::Debug for AppendCompletion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AppendCompletion").field("next_index", &self.next_index).finish_non_exhaustive()
+    }
 }
 
 impl AppendCompletion {
@@ -83,27 +79,13 @@ impl AppendCompletion {
                 self.flushed.advance(self.next_index);
                 callback.io_completed(Ok(()));
             }
-            Err(error) => {
-                let reason = format!("write the raft log: {error}");
-                callback.io_completed(Err(error));
-                self.fatal.call(&reason);
-            }
+            Err(error) => callback.io_completed(Err(error)),
         }
     }
 }
 
 impl Drop for AppendCompletion {
     fn drop(&mut self) {
-        self.report(Err(io::Error::other("the log's flush thread has stopped")));
-    }
-}
-
-impl raft_log::Callback for Completion {
-    fn send(self, result: io::Result<()>) {
-        match self {
-            Self::Append(append) => append.finish(result),
-            // The waiting side is gone only when the store is being dropped.
-            Self::Wait(sender) => drop(sender.try_send(result)),
-        }
+        self.report(Err(io::Error::other("the log's writer thread has stopped")));
     }
 }

@@ -1,48 +1,50 @@
-//! openraft's log and vote on the write-ahead log crate `raft-log`. Nothing outside this module knows that crate, so
-//! that it can be replaced by exchanging this directory.
+//! openraft's log and vote: a write-ahead log of our own. DESIGN.md of this crate tells why, and what was measured.
 //!
-//! What the crate needs to be told (each found out by breaking it): no waiting before a flush, small files and a
-//! bounded cache, checksummed lengths ([`codec`]), one completion type ([`flushed`]), a sync after opening because
-//! replayed records of a killed process may be in the page cache only, and a mark of the chain's end ([`ends`]).
+//! The way of an append: [`LogStore`] encodes the entries, the [`queue`] accepts them ([`memory`] shows them to readers
+//! from then on), the [`writer`] puts what has gathered into one [`frame`] of [`record`]s at the end of the open
+//! [`segment`], syncs, and tells [`flushed`] and openraft. [`opening`] reads it all again after a restart.
 
-mod codec;
-mod ends;
 mod flushed;
+mod frame;
+mod marks;
+mod memory;
+mod opening;
+mod queue;
 mod reader;
+mod record;
+mod segment;
+mod sync_times;
 mod writer;
 
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
-use raft_log::RaftLog;
-use raft_log::api::raft_log_writer::RaftLogWriter;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use codec::{Wal, WalLogId, WalPayload, WalVote};
-use ends::ChainEnd;
-use flushed::Completion;
-use writer::{Done, Request, Writer};
+use flushed::AppendCompletion;
+use memory::Memory;
+use queue::{Core, PIECE_BYTES, Piece, Request};
+use record::Record;
+use writer::{Counts, Files, Writer};
 
 use crate::data_dir::DataDir;
-use crate::durable;
+use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::fatal::FatalHook;
 use crate::types::{Entry, LogId, NodeId, TypeConfig, Vote};
 
 pub(crate) use flushed::Flushed;
 pub use reader::LogReader;
+pub use sync_times::{SYNC_BUCKETS_S, SyncTimes, SyncTimesSnapshot};
 
 const DIR_NAME: &str = "log";
-/// A file of the log is closed at this size. The payloads of the open one stay in memory.
-const CHUNK_MAX_BYTES: usize = 16 * 1024 * 1024;
-const READ_BUFFER_BYTES: usize = 1024 * 1024;
-/// Payloads kept in memory beyond the open file's, for followers that are a little behind.
-const CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// The file of an earlier, unreleased format, beside the log's directory.
+const OLD_FORMAT_MARK: &str = "log-end";
 
 /// The log of this node. Clones are handles on the same one; the last one to go closes it, which blocks until what
 /// was written is on disk.
@@ -61,11 +63,10 @@ pub struct LogSize {
 }
 
 struct Shared {
-    wal: Arc<RwLock<RaftLog<Wal>>>,
-    /// `None` only while dropping.
-    requests: Option<mpsc::Sender<Request>>,
+    core: Arc<Core>,
     thread: Mutex<Option<JoinHandle<()>>>,
     flushed: Arc<Flushed>,
+    counts: Arc<Counts>,
     /// Keeps other processes out as long as the log is open.
     _lock: Arc<DataDir>,
 }
@@ -81,84 +82,81 @@ pub(crate) struct LogEnds {
 impl LogStore {
     /// Opens the log in `data_dir`, or begins it.
     pub(crate) fn open(
+        disk: &Disk,
         data_dir: &Path,
         known_id: Option<NodeId>,
         lock: Arc<DataDir>,
         fatal: FatalHook,
     ) -> Result<Self, OpenError> {
         let dir = data_dir.join(DIR_NAME);
-        let damaged = |reason: String| OpenError::Log { path: dir.clone(), reason };
-        let mark = ChainEnd::read(data_dir).map_err(|error| damaged(error.to_string()))?;
-        let begun = dir.try_exists().map_err(OpenError::at(&dir))?;
-        if (mark.is_some() || known_id.is_some()) && !begun {
-            return Err(damaged("the directory is gone".to_owned()));
+        let damaged = |reason: &str| OpenError::Log { path: dir.clone(), reason: reason.to_owned() };
+        let exists = |path: &Path| path.try_exists().map_err(OpenError::at(path));
+        if exists(&data_dir.join(OLD_FORMAT_MARK))? {
+            let reason = "it is in the format of an unreleased version, which this program does not read";
+            return Err(damaged(reason));
         }
-        if known_id.is_some() && mark.is_none() {
-            return Err(damaged("the mark of its end is gone".to_owned()));
+        if known_id.is_some() && !exists(&dir)? {
+            return Err(damaged("the directory is gone"));
         }
-        durable::create_dir(&dir).map_err(OpenError::at(&dir))?;
-        let wal = RaftLog::<Wal>::open(Arc::new(config(&dir))).map_err(|error| damaged(error.to_string()))?;
-        let newest = *wal.stat().open_chunk.chunk_id;
-        check_chain(&wal, mark, newest).map_err(&damaged)?;
-        let wal = Arc::new(RwLock::new(wal));
-        sync_opened(&wal).map_err(OpenError::at(&dir))?;
-        durable::sync_dir(&dir).map_err(OpenError::at(&dir))?;
-        let end = ChainEnd::begin(data_dir, mark, newest).map_err(OpenError::at(data_dir))?;
+        disk.create_dir(&dir).map_err(OpenError::at(&dir))?;
+        let (files, memory) = opening::open(disk, &dir, known_id.is_some())?;
+        Self::start(files, memory, lock, fatal).map_err(OpenError::at(&dir))
+    }
 
+    fn start(files: Files, memory: Memory, lock: Arc<DataDir>, fatal: FatalHook) -> io::Result<Self> {
         let flushed = Arc::new(Flushed::default());
-        let (requests, queue) = writer::queue();
-        let log = Self {
-            shared: Arc::new(Shared {
-                wal: Arc::clone(&wal),
-                requests: Some(requests),
-                thread: Mutex::new(None),
-                flushed: Arc::clone(&flushed),
-                _lock: lock,
-            }),
+        flushed.advance(memory.marks.next_index());
+        let counts = Arc::new(Counts::default());
+        counts.bytes.store(files.bytes(), Ordering::Relaxed);
+        let core = Arc::new(Core::new(memory));
+        let writer = Writer {
+            files,
+            core: Arc::clone(&core),
+            flushed: Arc::clone(&flushed),
+            fatal,
+            counts: Arc::clone(&counts),
         };
-        flushed.advance(log.ends().last.map_or(0, |last| last.index + 1));
-        let writer = Writer { wal, end, flushed, fatal };
-        let thread = std::thread::Builder::new()
-            .name("raft-log".to_owned())
-            .spawn(move || writer.run(queue))
-            .map_err(OpenError::at(&dir))?;
-        *log.shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
-        Ok(log)
+        let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || writer.run())?;
+        let thread = Mutex::new(Some(thread));
+        Ok(Self { shared: Arc::new(Shared { core, thread, flushed, counts, _lock: lock }) })
     }
 
     /// How much it holds.
     pub fn size(&self) -> LogSize {
-        let wal = self.shared.wal.read().unwrap_or_else(PoisonError::into_inner);
-        let next = |id: Option<&WalLogId>| id.map_or(0, |id| id.0.index + 1);
-        let entries = next(wal.log_state().last()).saturating_sub(next(wal.log_state().purged()));
-        LogSize { bytes: wal.on_disk_size(), entries }
+        LogSize {
+            bytes: self.shared.counts.bytes.load(Ordering::Relaxed),
+            entries: self.shared.core.inner().memory.entries(),
+        }
+    }
+
+    /// How long its syncs took so far.
+    pub fn sync_times(&self) -> &SyncTimes {
+        &self.shared.counts.syncs
     }
 
     pub(crate) fn ends(&self) -> LogEnds {
-        let wal = self.shared.wal.read().unwrap_or_else(PoisonError::into_inner);
-        let state = wal.log_state();
-        LogEnds {
-            purged: state.purged().map(|id| id.0),
-            last: state.last().map(|id| id.0),
-            has_vote: state.vote().is_some(),
-        }
+        let marks = self.shared.core.inner().memory.marks;
+        LogEnds { purged: marks.purged, last: marks.last, has_vote: marks.vote.is_some() }
     }
 
     pub(crate) fn flushed(&self) -> Arc<Flushed> {
         Arc::clone(&self.shared.flushed)
     }
 
-    async fn request(&self, make: impl FnOnce(Done) -> Request) -> io::Result<()> {
-        let stopped = || io::Error::other("the log's writer thread has stopped");
+    /// Writes a record and waits until it is on disk.
+    async fn record(&self, record: Record) -> io::Result<()> {
         let (done, answer) = oneshot::channel();
-        let requests = self.shared.requests.as_ref().ok_or_else(stopped)?;
-        requests.send(make(done)).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
+        self.shared.core.accept(|inner| {
+            inner.memory.note(&record);
+            inner.push(Request::Record { record, done });
+            Ok(())
+        })?;
+        answer.await.map_err(|_| io::Error::other("the log's writer thread has stopped"))?
     }
 }
 
 impl fmt::Debug for Shared {
-    /// Short: the log crate's own would print every payload.
+    /// Short: the rest would print every entry in memory.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Log").field("flushed", &self.flushed).finish_non_exhaustive()
     }
@@ -167,7 +165,7 @@ impl fmt::Debug for Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.flushed.end();
-        self.requests = None;
+        self.core.end();
         let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.join().is_err()
@@ -177,44 +175,19 @@ impl Drop for Shared {
     }
 }
 
-fn config(dir: &Path) -> raft_log::Config {
-    let mut config = raft_log::Config::new(dir.to_string_lossy());
-    // The default delays every flush by a millisecond to gather more; what queues up during a sync is enough.
-    config.wal.flush_batch_wait = Some(std::time::Duration::ZERO);
-    config.wal.chunk_max_size = Some(CHUNK_MAX_BYTES);
-    // Only the size ends a file: the writer tells from it that a new one was begun.
-    config.wal.chunk_max_records = Some(usize::MAX);
-    config.wal.read_buffer_size = Some(READ_BUFFER_BYTES);
-    config.log_cache_capacity = Some(CACHE_BYTES);
-    config
-}
-
-/// `raft-log` checks that its files follow each other, but not that none is missing at either end.
-fn check_chain(wal: &RaftLog<Wal>, mark: Option<u64>, newest: u64) -> Result<(), String> {
-    match mark {
-        Some(mark) if newest < mark => {
-            return Err(format!(
-                "its newest file starts at {newest}, but one starting at {mark} was there: it is missing"
-            ));
+/// Encodes entries, and refuses one that would not fit before anything of it is in the log.
+fn pieces(entries: impl Iterator<Item = Entry>) -> io::Result<Vec<Piece>> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for entry in entries {
+        if pieces.last().is_none_or(|piece| piece.bytes.len() >= PIECE_BYTES) {
+            pieces.push(Piece::default());
         }
-        None if newest != 0 => return Err("the mark of its end is missing".to_owned()),
-        _ => {}
+        if let Some(piece) = pieces.last_mut() {
+            let len = record::put_entry(&mut piece.bytes, &entry)?;
+            piece.entries.push((Arc::new(entry), len));
+        }
     }
-    let state = wal.log_state();
-    let first = state.purged().map_or(0, |id| id.0.index + 1);
-    let Some(last) = state.last().map(|id| id.0.index).filter(|last| *last >= first) else { return Ok(()) };
-    match wal.read(first, last + 1).next() {
-        Some(Ok((id, _))) if id.0.index == first => Ok(()),
-        Some(Ok((id, _))) => Err(format!("entries {first} to {} are missing", id.0.index - 1)),
-        Some(Err(error)) => Err(format!("read entry {first}: {error}")),
-        None => Err(format!("entries {first} to {last} are missing")),
-    }
-}
-
-fn sync_opened(wal: &RwLock<RaftLog<Wal>>) -> io::Result<()> {
-    let (sender, receiver) = sync_channel(1);
-    wal.write().unwrap_or_else(PoisonError::into_inner).flush(true, Some(Completion::Wait(sender)))?;
-    receiver.recv().map_err(|_| io::Error::other("the log's flush thread has stopped"))?
+    Ok(pieces)
 }
 
 impl RaftLogStorage<TypeConfig> for LogStore {
@@ -222,7 +195,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
         let LogEnds { purged, last, .. } = self.ends();
-        Ok(LogState { last_purged_log_id: purged, last_log_id: last.or(purged) })
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
     }
 
     async fn get_log_reader(&mut self) -> LogReader {
@@ -230,20 +203,24 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let vote = WalVote(*vote);
-        self.request(|done| Request::Vote { vote, done }).await
+        self.record(Record::Vote(*vote)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        match committed {
-            Some(id) => self.request(|done| Request::Committed { id, done }).await,
-            None => Ok(()),
-        }
+        let Some(id) = committed else { return Ok(()) };
+        self.shared.core.accept(|inner| {
+            let marks = inner.memory.marks;
+            // Beyond the last entry after a snapshot came; backwards when openraft starts. Both are no news.
+            if Some(id) <= marks.last && Some(id) > marks.committed {
+                inner.memory.note(&Record::Committed(id));
+                inner.push(Request::Committed(id));
+            }
+            Ok(())
+        })
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        let wal = self.shared.wal.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(wal.log_state().committed().map(|id| id.0))
+        Ok(self.shared.core.inner().memory.marks.committed)
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
@@ -251,19 +228,52 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        let entries = entries
-            .into_iter()
-            .map(|entry| Ok((WalLogId(entry.log_id), WalPayload::new(entry.payload)?)))
-            .collect::<io::Result<Vec<_>>>()?;
-        self.request(|done| Request::Append { entries, callback, done }).await
+        let pieces = pieces(entries.into_iter())?;
+        let indexes = || pieces.iter().flat_map(|piece| &piece.entries).map(|(entry, _)| entry.log_id.index);
+        let (Some(first_index), Some(last_index)) = (indexes().next(), indexes().next_back()) else {
+            callback.io_completed(Ok(()));
+            return Ok(());
+        };
+        let consecutive = indexes().eq(first_index..=last_index);
+        let room = self.shared.core.room_for(pieces.iter().map(|piece| piece.bytes.len()).sum()).await?;
+        self.shared.core.accept(|inner| {
+            if !consecutive || !inner.memory.follows(first_index) {
+                let next_index = inner.memory.marks.next_index();
+                let reason =
+                    format!("entries from {first_index} cannot follow here, the next is {next_index}");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+            }
+            let (flushed, mut room) = (Arc::clone(&self.shared.flushed), Some(room));
+            let completion =
+                AppendCompletion { callback: Some(callback), next_index: last_index + 1, flushed };
+            let mut completion = Some(completion);
+            let last = pieces.len() - 1;
+            for (number, piece) in pieces.into_iter().enumerate() {
+                for (entry, len) in &piece.entries {
+                    inner.memory.push(Arc::clone(entry), *len);
+                }
+                let completion = if number == last { completion.take() } else { None };
+                let room = if number == last { room.take() } else { None };
+                inner.push(Request::Entries { piece, completion, _room: room });
+            }
+            Ok(())
+        })
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
-        let next_index = last_log_id.map_or(0, |id| id.index + 1);
-        self.request(|done| Request::Truncate { next_index, done }).await
+        match self.ends().last > last_log_id {
+            true => self.record(Record::Truncate(last_log_id)).await,
+            false => Ok(()),
+        }
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        self.request(|done| Request::Purge { upto, done }).await
+        match self.ends().purged < Some(upto) {
+            true => self.record(Record::Purge(upto)).await,
+            false => Ok(()),
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,13 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt, stream};
 use openraft::RaftLogReader;
 
 use super::Shared;
+use super::memory::Source;
 use crate::types::{Entry, TypeConfig, Vote};
 
 /// Most entries read from the log in one go.
@@ -36,43 +37,29 @@ impl LogReader {
         Self { shared }
     }
 
-    /// Entries below what is in memory come from disk, and a writer may hold the lock while a file is begun: off the
-    /// async threads with it.
     async fn read(&self, start: u64, end: u64, amount: Amount) -> io::Result<Vec<Entry>> {
-        let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || shared.read(start, end, amount))
-            .await
-            .map_err(io::Error::other)?
-    }
-}
-
-impl Shared {
-    fn read(&self, start: u64, end: u64, amount: Amount) -> io::Result<Vec<Entry>> {
-        let wal = self.wal.read().unwrap_or_else(PoisonError::into_inner);
-        let after_last = wal.log_state().last().map_or(0, |id| id.0.index + 1);
-        let (start, end) = (start, end.min(after_last));
-        if start >= end {
-            return Ok(Vec::new());
-        }
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut bytes = 0;
-        for record in wal.read(start, end) {
-            let (id, payload) = record?;
-            if let Some(previous) = entries.last()
-                && previous.log_id.index + 1 != id.0.index
-            {
-                let reason = format!("the log has no entry {}", previous.log_id.index + 1);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
-            }
-            bytes += payload.len();
-            entries.push(payload.into_entry(id));
+        let (max_entries, max_bytes) = match amount {
+            Amount::Slice => (SLICE_MAX_ENTRIES, SLICE_MAX_BYTES),
+            Amount::All => (usize::MAX, usize::MAX),
+        };
+        let sources = {
+            let inner = self.shared.core.inner();
+            let first = inner.memory.marks.first_index();
             if let Amount::Slice = amount
-                && (entries.len() == SLICE_MAX_ENTRIES || bytes >= SLICE_MAX_BYTES)
+                && start < first.min(end)
             {
-                break;
+                let reason = format!("entry {start} is purged, the log begins at {first}");
+                return Err(io::Error::new(io::ErrorKind::NotFound, reason));
             }
+            inner.memory.sources(start, end, max_entries, max_bytes)
+        };
+        let on_disk = sources.iter().any(Source::is_on_disk);
+        let read = move || sources.iter().map(Source::read).collect();
+        match on_disk {
+            // Off the async threads with it.
+            true => tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?,
+            false => read(),
         }
-        Ok(entries)
     }
 }
 
@@ -86,8 +73,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        let wal = self.shared.wal.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(wal.log_state().vote().map(|vote| vote.0))
+        Ok(self.shared.core.inner().memory.marks.vote)
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::codec;
-use crate::durable;
+use crate::disk::Disk;
 use crate::layout::{DATA_VERSION, Joiner, Kind, RecordKey, VERSION_KEY, split};
 use crate::snapshot::Content;
 use crate::state::{EventKind, State};
@@ -107,8 +107,8 @@ impl Database {
         guarded(|| database.fill(content))?;
         let mark = File::create(database.dir.join(MARK)).map_err(text)?;
         mark.sync_all().map_err(text)?;
-        durable::sync_dir(&database.dir).map_err(text)?;
-        durable::sync_dir(root).map_err(text)?;
+        Disk::default().sync_dir(&database.dir).map_err(text)?;
+        Disk::default().sync_dir(root).map_err(text)?;
         Ok(database)
     }
 

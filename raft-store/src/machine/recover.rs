@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::database::{self, Database, LoadError};
-use crate::durable;
+use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::layout::DATA_VERSION;
 use crate::log::LogEnds;
@@ -27,7 +27,7 @@ pub(crate) fn recover(
     snapshots: &Snapshots,
 ) -> Result<(Database, Content), OpenError> {
     let root = root(data_dir);
-    durable::create_dir(&root).map_err(OpenError::at(&root))?;
+    Disk::default().create_dir(&root).map_err(OpenError::at(&root))?;
     let checkpoint = newest_checkpoint(&root)?;
     let applied = checkpoint.as_ref().and_then(|(_, content)| content.applied);
     let lost = |reason: String| OpenError::State { path: data_dir.to_owned(), reason };
@@ -94,7 +94,7 @@ fn newest_checkpoint(root: &Path) -> Result<Option<(Database, Content)>, OpenErr
                     aside = %aside.display(),
                     "the checkpoint cannot be read: set aside, rebuilding it from snapshot and log"
                 );
-                durable::rename(&dir, &aside).map_err(OpenError::at(&dir))?;
+                Disk::default().rename(&dir, &aside).map_err(OpenError::at(&dir))?;
             }
         }
     }

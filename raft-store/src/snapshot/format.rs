@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::Content;
 use crate::codec::{self, MAX_RECORD_BYTES};
 use crate::command::Token;
+use crate::disk::Disk;
 use crate::layout::DATA_VERSION;
 use crate::state::{Resolution, State};
 use crate::types::{LogId, StoredMembership};
@@ -71,8 +72,8 @@ struct Footer {
 }
 
 /// Writes `content` to a new file at `path` and syncs it.
-pub(crate) fn write(path: &Path, content: &Content) -> io::Result<()> {
-    let mut out = Summed { inner: BufWriter::new(File::create(path)?), sum: Sha256::new() };
+pub(crate) fn write(disk: &Disk, path: &Path, content: &Content) -> io::Result<()> {
+    let mut out = Summed { inner: BufWriter::new(disk.create(path)?), sum: Sha256::new() };
     let state = &content.state;
     let header = Header {
         data_version: DATA_VERSION,
@@ -102,7 +103,7 @@ pub(crate) fn write(path: &Path, content: &Content) -> io::Result<()> {
     write_framed(&mut out, &codec::encode(&footer)?)?;
     let digest = out.sum.clone().finalize();
     out.write_all(&digest)?;
-    out.inner.into_inner().map_err(|error| error.into_error())?.sync_all()
+    out.inner.into_inner().map_err(|error| error.into_error())?.sync()
 }
 
 /// Reads only what stands before the blocks.

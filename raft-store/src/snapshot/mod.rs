@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::durable;
+use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::reader::StateReader;
 use crate::state::State;
@@ -50,6 +50,7 @@ pub struct Snapshots {
 
 #[derive(Debug)]
 struct Shared {
+    disk: Disk,
     dir: PathBuf,
     newest: Mutex<Option<Snapshot>>,
     parts: AtomicU64,
@@ -57,9 +58,9 @@ struct Shared {
 
 impl Snapshots {
     /// Opens the directory in `data_dir`, removes what was not finished and finds the newest valid file.
-    pub(crate) fn open(data_dir: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn open(disk: &Disk, data_dir: &Path) -> Result<Self, OpenError> {
         let dir = data_dir.join(DIR_NAME);
-        durable::create_dir(&dir).map_err(OpenError::at(&dir))?;
+        disk.create_dir(&dir).map_err(OpenError::at(&dir))?;
         let mut newest = None;
         for path in sorted_files(&dir, SUFFIX).map_err(OpenError::at(&dir))?.into_iter().rev() {
             match open_verified(&path) {
@@ -77,7 +78,14 @@ impl Snapshots {
         for part in sorted_files(&dir, PART_SUFFIX).map_err(OpenError::at(&dir))? {
             fs::remove_file(&part).map_err(OpenError::at(&part))?;
         }
-        Ok(Self { shared: Arc::new(Shared { dir, newest: Mutex::new(newest), parts: AtomicU64::new(0) }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                disk: disk.clone(),
+                dir,
+                newest: Mutex::new(newest),
+                parts: AtomicU64::new(0),
+            }),
+        })
     }
 
     /// The newest one.
@@ -96,7 +104,7 @@ impl Snapshots {
     /// Writes `content` and makes it the newest. Blocks.
     pub(crate) fn build(&self, content: &Content) -> io::Result<Snapshot> {
         let part = self.new_part();
-        format::write(&part, content).inspect_err(|_| drop(fs::remove_file(&part)))?;
+        format::write(&self.shared.disk, &part, content).inspect_err(|_| drop(fs::remove_file(&part)))?;
         self.adopt(&part, content.meta())
     }
 
@@ -113,7 +121,7 @@ impl Snapshots {
             return Ok(newest.clone());
         }
         if path != named {
-            durable::rename(path, &named)?;
+            self.shared.disk.rename(path, &named)?;
         }
         let snapshot = Snapshot { meta, snapshot: SnapshotFile::open(&named)? };
         *newest = Some(snapshot.clone());

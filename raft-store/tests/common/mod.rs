@@ -80,7 +80,7 @@ pub async fn catch_up(store: &mut Store) {
 /// A copy of the directory as a killed process would leave it. The checkpoint first: nothing can pass the log then.
 pub fn image(dir: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    for name in ["db", "snapshots", "log", "log-end", "identity"] {
+    for name in ["db", "snapshots", "log", "identity"] {
         copy_tree(&dir.join(name), &copy.path().join(name));
     }
     copy

@@ -100,8 +100,8 @@ fn a_snapshot_of_several_blocks_reads_back_and_is_the_same_wherever_it_was_writt
     let dir = tempfile::tempdir().unwrap();
     let content = content(&many_entries(20_000));
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
-    write(&one, &content).unwrap();
-    write(&two, &content).unwrap();
+    write(&Disk::default(), &one, &content).unwrap();
+    write(&Disk::default(), &two, &content).unwrap();
     assert_eq!(std::fs::read(&one).unwrap(), std::fs::read(&two).unwrap());
     assert_eq!(read(&File::open(&one).unwrap()).unwrap(), content);
     assert_eq!(verify(&File::open(&one).unwrap()).unwrap().last_log_id, Some(log_id(1)));
@@ -111,7 +111,7 @@ fn a_snapshot_of_several_blocks_reads_back_and_is_the_same_wherever_it_was_writt
 fn every_flipped_byte_and_every_cut_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("snapshot");
-    write(&path, &content(&many_entries(20))).unwrap();
+    write(&Disk::default(), &path, &content(&many_entries(20))).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     for position in 0..bytes.len() {
         let mut flipped = bytes.clone();
@@ -133,7 +133,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot");
         let content = content(&history);
-        write(&path, &content).unwrap();
+        write(&Disk::default(), &path, &content).unwrap();
         prop_assert_eq!(read(&File::open(&path).unwrap()).unwrap(), content);
     }
 }
