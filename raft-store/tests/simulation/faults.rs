@@ -211,7 +211,10 @@ async fn members_changed(leader: &Running, new: Option<NodeId>, remove: Option<N
         changes.push(ChangeMembers::AddVoterIds(BTreeSet::from([id])));
     }
     if let Some(id) = remove {
-        changes.push(ChangeMembers::RemoveVoters(BTreeSet::from([id])));
+        let ids = BTreeSet::from([id]);
+        let votes = leader.metrics().membership_config.membership().voter_ids().any(|voter| voter == id);
+        // Removing a learner from the voters would leave it a learner.
+        changes.push(if votes { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) });
     }
     leader.raft.change_membership(ChangeMembers::Batch(changes), false).await.is_ok()
 }

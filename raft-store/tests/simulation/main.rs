@@ -2,8 +2,8 @@
 //! the server's settings, on a simulated network, simulated disks that forget what was not synced, and virtual time.
 //! One number, the seed, decides everything; the same seed runs the same way to the last message.
 //!
-//! `OUTPUTGUARD_SIM_SEEDS=5000` runs more seeds (`make simulate SEEDS=5000`), `OUTPUTGUARD_SIM_SEED=n` runs one and prints
-//! what happens.
+//! `OUTPUTGUARD_SIM_SEEDS=5000` runs more seeds (`make simulate SEEDS=5000`), from `OUTPUTGUARD_SIM_FIRST` on;
+//! `OUTPUTGUARD_SIM_SEED=n` runs one and prints what happens.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic, also in what its functions share")]
 #![allow(clippy::print_stderr, reason = "the trace of a seed is for the person who replays it")]
 
@@ -34,6 +34,7 @@ use world::Bug;
 /// What a normal test run takes time for.
 const SEEDS: u64 = 24;
 const SEEDS_VARIABLE: &str = "OUTPUTGUARD_SIM_SEEDS";
+const FIRST_VARIABLE: &str = "OUTPUTGUARD_SIM_FIRST";
 const SEED_VARIABLE: &str = "OUTPUTGUARD_SIM_SEED";
 /// A broken store or read must be found within so many seeds.
 const SEEDS_FOR_A_BUG: u64 = 100;
@@ -55,7 +56,8 @@ fn no_seed_breaks_a_promise() {
         Some(seeds) => (seeds, std::thread::available_parallelism().map_or(1, usize::from)),
         None => (SEEDS, 1),
     };
-    let next = AtomicU64::new(0);
+    let first = number(FIRST_VARIABLE).unwrap_or(0);
+    let next = AtomicU64::new(first);
     let total: Mutex<BTreeMap<String, u64>> = Mutex::default();
     let failed: Mutex<BTreeMap<u64, Vec<String>>> = Mutex::default();
     std::thread::scope(|scope| {
@@ -63,7 +65,7 @@ fn no_seed_breaks_a_promise() {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
+                    if seed >= first + seeds {
                         return;
                     }
                     let Report { wrong, counts, .. } = run(seed, None, false);

@@ -117,6 +117,12 @@ async fn found(world: &World) {
             }
         });
     }
+    // Whoever loses the founder's disk before anybody else has heard of the cluster has no cluster.
+    let joined = || world.all_running().iter().all(|node| node.metrics().current_leader.is_some());
+    let deadline = now() + RECOVERY;
+    while !joined() && now() < deadline {
+        sleep_ms(LOOK_AGAIN_MS).await;
+    }
 }
 
 /// Waits until the healed cluster works again.
