@@ -8,7 +8,7 @@ use rand::seq::SliceRandom;
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// SIGKILL to one server, now and then to all; started again.
+    /// SIGKILL to one server, now and then to all; started again, now and then killed while it recovers.
     Kill,
     /// SIGSTOP, SIGCONT: one server or a majority.
     Pause,
@@ -22,9 +22,11 @@ pub enum Fault {
     SlowLink,
     /// The wall clock of one server jumps, and later jumps back.
     ClockJump,
-    /// A disk without space.
+    /// A disk without space; now and then all disks.
     DiskFull,
-    /// One server loses power, and with it whatever was not synced.
+    /// A disk that answers every call with an I/O error.
+    DiskError,
+    /// One server loses power, and with it whatever was not synced; now and then again while it recovers.
     PowerLoss,
     /// All servers lose power at once.
     PowerLossEverywhere,
@@ -36,7 +38,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Kill,
         Self::Pause,
         Self::Partition,
@@ -45,6 +47,7 @@ impl Fault {
         Self::SlowLink,
         Self::ClockJump,
         Self::DiskFull,
+        Self::DiskError,
         Self::PowerLoss,
         Self::PowerLossEverywhere,
         Self::WipedDisk,
@@ -62,6 +65,7 @@ impl Fault {
             Self::SlowLink => "slow link",
             Self::ClockJump => "clock jump",
             Self::DiskFull => "disk full",
+            Self::DiskError => "disk error",
             Self::PowerLoss => "power loss",
             Self::PowerLossEverywhere => "power loss of all",
             Self::WipedDisk => "wiped disk",
@@ -103,10 +107,10 @@ mod tests {
     fn a_deck_holds_every_kind_and_its_order_is_the_seeds() {
         let draw = |seed: u64| {
             let (mut deck, mut dice) = (Deck::default(), StdRng::seed_from_u64(seed));
-            (0..24).map(|_| deck.draw(&mut dice)).collect::<Vec<_>>()
+            (0..2 * Fault::ALL.len()).map(|_| deck.draw(&mut dice)).collect::<Vec<_>>()
         };
         let faults = draw(7);
-        for half in faults.chunks(12) {
+        for half in faults.chunks(Fault::ALL.len()) {
             assert_eq!(half.iter().collect::<BTreeSet<_>>().len(), Fault::ALL.len());
         }
         assert_eq!(faults, draw(7));

@@ -20,8 +20,20 @@ const FAULT_MS: std::ops::Range<u64> = 1_000..4_000;
 const CALM_MS: std::ops::Range<u64> = 300..1_200;
 /// How far a wall clock jumps, seconds.
 const JUMPS_S: [i64; 6] = [-86_400, -3_600, -20, 20, 3_600, 86_400];
+/// How far it jumps beside another fault: so that certificates stay valid and the server can start.
+const SMALL_JUMPS_S: [i64; 3] = [-20, 20, 3_600];
+/// How long a server recovers until it stumbles again.
+const STUMBLE_MS: std::ops::Range<u64> = 30..600;
 /// How often an interrupt is looked for while time passes.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What goes on beside a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Company {
+    SlowLink,
+    /// Of this server.
+    Clock(usize),
+}
 
 /// The one who does it.
 #[derive(Debug)]
@@ -61,10 +73,57 @@ impl Nemesis {
     /// When the cluster does not recover, or the fault cannot be made.
     pub(super) fn strike(&mut self, ground: &mut Ground, fault: Fault) -> Result<()> {
         *self.counts.entry(fault).or_default() += 1;
+        let company = self.company(ground, fault)?;
         self.act(ground, fault).with_context(|| format!("{fault}"))?;
+        if let Some(company) = company {
+            self.part(ground, company)?;
+        }
         ground.recovered().with_context(|| format!("the cluster does not recover from: {fault}"))?;
         self.note("the cluster is whole");
         Ok(())
+    }
+
+    /// Now and then a fault does not come alone: something that stops nobody goes on from before it until after it.
+    fn company(&mut self, ground: &mut Ground, fault: Fault) -> Result<Option<Company>> {
+        if !self.dice.random_ratio(1, 3) {
+            return Ok(None);
+        }
+        let victim = self.dice.random_range(0..ground.servers.len());
+        let (company, kind) = match fault {
+            // Each of the two can be had once at a time.
+            Fault::ClockJump => (Company::SlowLink, Fault::SlowLink),
+            Fault::SlowLink | Fault::Partition | Fault::OneWayPartition | Fault::IsolatedLeader => {
+                (Company::Clock(victim), Fault::ClockJump)
+            }
+            _ if self.dice.random() => (Company::SlowLink, Fault::SlowLink),
+            _ => (Company::Clock(victim), Fault::ClockJump),
+        };
+        *self.counts.entry(kind).or_default() += 1;
+        match company {
+            Company::SlowLink => {
+                self.note(format!("slow and lossy link of {} meanwhile", names(&[victim])));
+                ground.slow(victim)?;
+            }
+            Company::Clock(_) => {
+                let seconds = SMALL_JUMPS_S.choose(&mut self.dice).copied().unwrap_or_default();
+                self.note(format!("the clock of {} jumps by {seconds:+} s meanwhile", names(&[victim])));
+                ground.clocks[victim].set_off(seconds)?;
+            }
+        }
+        Ok(Some(company))
+    }
+
+    fn part(&mut self, ground: &Ground, company: Company) -> Result<()> {
+        match company {
+            Company::SlowLink => {
+                self.note("heal the network");
+                ground.heal_network()
+            }
+            Company::Clock(victim) => {
+                self.note(format!("the clock of {} jumps back", names(&[victim])));
+                ground.clocks[victim].set_off(0)
+            }
+        }
     }
 
     fn act(&mut self, ground: &mut Ground, fault: Fault) -> Result<()> {
@@ -77,6 +136,7 @@ impl Nemesis {
             Fault::SlowLink => self.slow_link(ground),
             Fault::ClockJump => self.jump(ground),
             Fault::DiskFull => self.fill_disk(ground),
+            Fault::DiskError => self.fail_disk(ground),
             Fault::PowerLoss => {
                 let victim = self.victim(ground)?;
                 self.lose_power(ground, &[victim])
@@ -91,19 +151,22 @@ impl Nemesis {
     }
 
     fn kill(&mut self, ground: &mut Ground) -> Result<()> {
-        let victims = if self.dice.random_ratio(1, 4) {
-            (0..ground.servers.len()).collect()
-        } else {
-            vec![self.victim(ground)?]
-        };
+        let victims = self.one_or_all(ground)?;
         self.note(format!("SIGKILL {}", names(&victims)));
         for victim in &victims {
             ground.servers[*victim].process.kill();
         }
         self.linger(FAULT_MS)?;
         self.note(format!("start {}", names(&victims)));
-        for victim in victims {
-            ground.servers[victim].process.start_again()?;
+        for victim in &victims {
+            ground.servers[*victim].process.start_again()?;
+        }
+        if self.dice.random_ratio(1, 3) {
+            self.linger(STUMBLE_MS)?;
+            self.note(format!("SIGKILL {} again", names(&victims)));
+            for victim in &victims {
+                ground.servers[*victim].process.kill();
+            }
         }
         Ok(())
     }
@@ -192,19 +255,46 @@ impl Nemesis {
     }
 
     fn fill_disk(&mut self, ground: &mut Ground) -> Result<()> {
-        let victim = self.victim(ground)?;
-        self.note(format!("fill the disk of {}", names(&[victim])));
-        ground.disks[victim].fill()?;
+        let victims = self.one_or_all(ground)?;
+        self.note(format!("fill the disk of {}", names(&victims)));
+        for victim in &victims {
+            ground.disks[*victim].fill()?;
+        }
         let lingered = self.linger(FAULT_MS);
-        ground.disks[victim].free()?;
-        let server = &mut ground.servers[victim];
-        // It may end rather than go on with a log it cannot write; then whoever watches it starts it again.
-        let ended = if server.process.is_running() { "it runs" } else { "it had ended" };
-        self.note(format!("free the disk of {}, {ended}", names(&[victim])));
+        for victim in &victims {
+            ground.disks[*victim].free()?;
+        }
+        // A server may end rather than go on with a log it cannot write; whoever watches it starts it again.
+        let ended = ended(ground, &victims);
+        self.note(format!("free the disk of {}; ended meanwhile: {}", names(&victims), names(&ended)));
+        lingered
+    }
+
+    fn fail_disk(&mut self, ground: &mut Ground) -> Result<()> {
+        let victim = self.victim(ground)?;
+        self.note(format!("I/O errors on the disk of {}", names(&[victim])));
+        ground.disks[victim].cut_power()?;
+        let lingered = self.linger(FAULT_MS);
+        let ended = ended(ground, &[victim]);
+        self.note(format!("a good disk for {}; ended meanwhile: {}", names(&[victim]), names(&ended)));
+        ground.servers[victim].process.kill();
+        ground.disks[victim].power_on()?;
         lingered
     }
 
     fn lose_power(&mut self, ground: &mut Ground, victims: &[usize]) -> Result<()> {
+        self.cut_power(ground, victims)?;
+        self.linger(FAULT_MS)?;
+        self.power_on(ground, victims)?;
+        if self.dice.random_ratio(1, 3) {
+            self.linger(STUMBLE_MS)?;
+            self.cut_power(ground, victims)?;
+            self.power_on(ground, victims)?;
+        }
+        Ok(())
+    }
+
+    fn cut_power(&mut self, ground: &mut Ground, victims: &[usize]) -> Result<()> {
         self.note(format!("power loss of {}", names(victims)));
         // Stopped first: a process without power is not told of I/O errors.
         for victim in victims {
@@ -216,7 +306,10 @@ impl Nemesis {
         for victim in victims {
             ground.servers[*victim].process.kill();
         }
-        self.linger(FAULT_MS)?;
+        Ok(())
+    }
+
+    fn power_on(&mut self, ground: &mut Ground, victims: &[usize]) -> Result<()> {
         self.note(format!("power is back for {}", names(victims)));
         for victim in victims {
             ground.disks[*victim].power_on()?;
@@ -252,6 +345,11 @@ impl Nemesis {
         Ok(())
     }
 
+    fn one_or_all(&mut self, ground: &Ground) -> Result<Vec<usize>> {
+        let all = self.dice.random_ratio(1, 4);
+        if all { Ok((0..ground.servers.len()).collect()) } else { Ok(vec![self.victim(ground)?]) }
+    }
+
     /// Any server; half of the time the leader.
     fn victim(&mut self, ground: &Ground) -> Result<usize> {
         if self.dice.random() { ground.leader() } else { Ok(self.dice.random_range(0..ground.servers.len())) }
@@ -277,7 +375,15 @@ impl Nemesis {
     }
 }
 
+/// Those of `servers` that do not run.
+fn ended(ground: &mut Ground, servers: &[usize]) -> Vec<usize> {
+    servers.iter().copied().filter(|server| !ground.servers[*server].process.is_running()).collect()
+}
+
 /// `srv1 srv3`
 fn names(servers: &[usize]) -> String {
+    if servers.is_empty() {
+        return "none".to_owned();
+    }
     servers.iter().map(|index| format!("srv{}", index + 1)).collect::<Vec<_>>().join(" ")
 }

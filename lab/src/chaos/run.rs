@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::caller::Reads;
 use super::crowd::{Crowd, EPOCH, Report, epoch_at};
 use super::fault::Fault;
-use super::ground::{Ground, Syncs};
+use super::ground::{Ground, RECOVERY_TIMEOUT, Syncs};
 use super::history::{Answer, Call, Id, Key, Moment, Record};
 use super::nemesis::Nemesis;
 use super::tally::{Outcome, Tally};
@@ -158,8 +158,10 @@ fn last_reads(ground: &Ground, start: Instant, book: &mut Book) -> Result<()> {
         let invoked = Moment(start.elapsed());
         let mut found: BTreeMap<u16, Vec<(Key, Id)>> = BTreeMap::new();
         loop {
-            let page = api.get_text(&format!("/api/v1/entries?limit={PAGE_ENTRIES}{cursor}"));
-            let page = page.with_context(|| format!("read everything from {}", server.name()))?;
+            // Reads of a loaded machine may take too long for the server; the last ones must come.
+            let page = wait::until(format!("{} shows everything", server.name()), RECOVERY_TIMEOUT, || {
+                api.get_text(&format!("/api/v1/entries?limit={PAGE_ENTRIES}{cursor}"))
+            })?;
             let page: serde_json::Value = serde_json::from_str(&page).context("read a page of entries")?;
             for entry in page["entries"].as_array().into_iter().flatten() {
                 let key = entry["target"].as_str().and_then(Key::of_target).context("a strange target")?;
