@@ -2,6 +2,8 @@
 //! network; the same batches in the same order give the same state on every node, for ever: a rule here may only be
 //! changed together with a new command variant, because old log entries are replayed through it.
 
+mod restore;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,9 +14,10 @@ use ipnet::IpNet;
 use uuid::Uuid;
 
 use crate::command::{
-    Batch, BatchReply, Command, CommandRefusal, EntryUpdate, NewEntry, Origin, Reply, ResolutionUpdate, Role,
-    Token,
+    Batch, BatchReply, Command, CommandRefusal, EntryUpdate, NewEntry, OnceCommand, Origin, Reply,
+    ResolutionUpdate, Role, Token,
 };
+use crate::kept::{KeptAnswer, KeptName, MAX_KEPT_REPLIES, name_of};
 use crate::state::{AppliedBatch, Event, EventKind, Resolution, State};
 
 impl State {
@@ -22,11 +25,30 @@ impl State {
     /// refusal.
     pub fn apply(&mut self, revision: Revision, batch: &Batch) -> (AppliedBatch, BatchReply) {
         self.revision = revision;
-        let mut step = Step { state: self, at_ms: batch.at_ms, events: Vec::new(), touched: BTreeMap::new() };
-        let replies = batch.operations.iter().map(|one| step.run(&one.origin, &one.command)).collect();
-        let Step { events, touched, .. } = step;
+        let mut kept = Vec::new();
+        self.kept.forget_old(batch.at_ms, &mut kept);
+        let mut step = Step {
+            state: self,
+            at_ms: batch.at_ms,
+            position: 0,
+            events: Vec::new(),
+            touched: BTreeMap::new(),
+            kept,
+        };
+        let mut replies = Vec::with_capacity(batch.operations.len());
+        for (operation, position) in batch.operations.iter().zip(0..) {
+            step.position = position;
+            replies.push(match &operation.command {
+                Command::Once(once) => step.once(&operation.origin, once),
+                command => step.run(&operation.origin, command),
+            });
+        }
+        let Step { events, touched, kept, .. } = step;
         let change = net_change(revision, &touched, &self.published);
-        (AppliedBatch { revision, at_ms: batch.at_ms, events, change }, BatchReply { revision, replies })
+        (
+            AppliedBatch { revision, at_ms: batch.at_ms, events, change, kept },
+            BatchReply { revision, replies },
+        )
     }
 
     /// Builds a state from its parts, as a checkpoint or snapshot holds them.
@@ -126,8 +148,12 @@ struct Touched {
 struct Step<'a> {
     state: &'a mut State,
     at_ms: u64,
+    /// Of the operation in the batch.
+    position: u32,
     events: Vec<Event>,
     touched: BTreeMap<Element, Touched>,
+    /// Names of kept answers that came or went.
+    kept: Vec<KeptName>,
 }
 
 impl Step<'_> {
@@ -147,7 +173,46 @@ impl Step<'_> {
             }
             Command::AddToken(token) => self.add_token(origin, token),
             Command::RemoveToken { name } => self.remove_token(origin, name),
+            // A key within a key: nobody proposes that.
+            Command::Once(_) => Reply::Unchanged,
+            Command::AddEntries(entries) => self.add_entries(origin, entries),
+            Command::Restore(parts) => self.restore(origin, parts),
         }
+    }
+
+    fn once(&mut self, origin: &Origin, once: &OnceCommand) -> Reply {
+        let name = name_of(&origin.actor, &once.key);
+        if let Some(known) = self.state.kept.find(&name, self.at_ms) {
+            if known.fingerprint != once.fingerprint {
+                return Reply::Refused(CommandRefusal::KeyReused(once.key.clone()));
+            }
+            let KeptAnswer { at_ms, revision, replies, .. } = KeptAnswer::clone(known);
+            return Reply::Once { replayed: true, at_ms, revision, replies };
+        }
+        let replies: Vec<_> = once.commands.iter().map(|command| self.run(origin, command)).collect();
+        let (at_ms, revision) = (self.at_ms, self.state.revision);
+        let answer = KeptAnswer {
+            name,
+            fingerprint: once.fingerprint,
+            at_ms,
+            revision,
+            position: self.position,
+            replies: replies.clone(),
+        };
+        self.state.kept.keep(answer, MAX_KEPT_REPLIES, &mut self.kept);
+        Reply::Once { replayed: false, at_ms, revision, replies }
+    }
+
+    fn add_entries(&mut self, origin: &Origin, entries: &[NewEntry]) -> Reply {
+        let (mut created, mut existing, mut refused) = (0, 0, 0);
+        for entry in entries {
+            match self.add_entry(origin, entry) {
+                Reply::Added { created: true, .. } => created += 1,
+                Reply::Added { created: false, .. } => existing += 1,
+                _ => refused += 1,
+            }
+        }
+        Reply::AddedMany { created, existing, refused }
     }
 
     fn add_entry(&mut self, origin: &Origin, new: &NewEntry) -> Reply {

@@ -7,11 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use allowlist::{DomainName, EntryId, Ports, Target};
+use allowlist::{DomainName, Entry, EntryId, Ports, Target};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Most operations in one log entry.
+use crate::state::Resolution;
+
+/// Most operations in one log entry; a command that holds others counts as many ([`Operation::weight`]).
 pub const MAX_OPERATIONS_PER_BATCH: usize = 1_000;
 
 /// One raft log entry: operations of several writers, in order, each with its own reply.
@@ -79,6 +81,63 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Carries commands out unless the same actor did so under the same key before: then the first answer is given
+    /// again.
+    Once(OnceCommand),
+    /// Adds many entries, each as [`Command::AddEntry`] would, and only counts what became of them.
+    AddEntries(Vec<NewEntry>),
+    /// Puts parts of a backup in place, with the ids and times they had.
+    Restore(Vec<RestorePart>),
+}
+
+/// Commands that take effect once for a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnceCommand {
+    /// The client's name for its request; keys of different actors have nothing to do with each other.
+    pub key: String,
+    /// SHA-256 over what was asked: the same key with something else is refused.
+    pub fingerprint: [u8; 32],
+    /// What to do. A key within a key does nothing.
+    pub commands: Vec<Command>,
+}
+
+/// One thing of a backup. Append-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestorePart {
+    /// An entry, and what was known of its domain: gateways get its addresses before anybody asks DNS.
+    Entry {
+        /// As it was.
+        entry: Entry,
+        /// Used when no other entry names the domain yet.
+        resolution: Option<Resolution>,
+    },
+    /// A token. One that is here already with this name stays instead.
+    Token(Token),
+}
+
+impl Operation {
+    /// As how many operations it counts.
+    pub fn weight(&self) -> usize {
+        self.command.weight()
+    }
+}
+
+impl Command {
+    fn weight(&self) -> usize {
+        let weight = match self {
+            Self::Once(once) => once.commands.iter().map(Self::weight).sum(),
+            Self::AddEntries(entries) => entries.len(),
+            Self::Restore(parts) => parts.len(),
+            Self::AddEntry(_)
+            | Self::RemoveEntry { .. }
+            | Self::UpdateEntry { .. }
+            | Self::SetResolution { .. }
+            | Self::InitCluster { .. }
+            | Self::AddToken(_)
+            | Self::RemoveToken { .. } => 1,
+        };
+        weight.max(1)
+    }
 }
 
 /// An entry before it has a creation time (that is the batch's) and a creator (the operation's actor).
@@ -210,6 +269,37 @@ pub enum Reply {
     Unchanged,
     /// Not done.
     Refused(CommandRefusal),
+    /// To [`Command::Once`].
+    Once {
+        /// True when the commands had been carried out before and this is the answer from then.
+        replayed: bool,
+        /// When they were carried out, Unix milliseconds.
+        at_ms: u64,
+        /// At which revision.
+        revision: u64,
+        /// One for each command.
+        replies: Vec<Reply>,
+    },
+    /// To [`Command::AddEntries`].
+    AddedMany {
+        /// How many entries it made.
+        created: u64,
+        /// How many were there before.
+        existing: u64,
+        /// How many were refused because their id was taken.
+        refused: u64,
+    },
+    /// To [`Command::Restore`].
+    Restored {
+        /// Entries that are now in place.
+        entries: u64,
+        /// Tokens that are now in place.
+        tokens: u64,
+        /// Names of tokens that were skipped, because others have them.
+        skipped_tokens: Vec<String>,
+        /// Entries that do not fit to what is here.
+        refused: Vec<EntryId>,
+    },
 }
 
 /// Why a valid command could not be carried out in the state it met.
@@ -233,6 +323,9 @@ pub enum CommandRefusal {
     /// Another token has this name.
     #[error("a token named {0} exists; remove it first, or take another name")]
     TokenExists(String),
+    /// The key belongs to another request.
+    #[error("the key `{0}` was used for another request before; a new request needs a new key")]
+    KeyReused(String),
 }
 
 /// The answers to a batch, in its order.
@@ -243,3 +336,6 @@ pub struct BatchReply {
     /// One for each operation. Empty for raft's own entries (blank, membership).
     pub replies: Vec<Reply>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,10 +32,12 @@ pub(crate) enum Kind {
     Resolution,
     /// [`super::command::Token`] by name.
     Token,
+    /// [`super::kept::KeptAnswer`] by name.
+    Kept,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Meta, Self::Entry, Self::Resolution, Self::Token];
+    const ALL: [Self; 5] = [Self::Meta, Self::Entry, Self::Resolution, Self::Token, Self::Kept];
 
     const fn byte(self) -> u8 {
         match self {
@@ -43,6 +45,7 @@ impl Kind {
             Self::Entry => b'e',
             Self::Resolution => b'r',
             Self::Token => b't',
+            Self::Kept => b'k',
         }
     }
 }
@@ -66,6 +69,10 @@ impl RecordKey {
 
     pub(crate) fn token(name: &str) -> Self {
         Self::new(Kind::Token, name.as_bytes())
+    }
+
+    pub(crate) fn kept(name: &str) -> Self {
+        Self::new(Kind::Kept, name.as_bytes())
     }
 
     fn new(kind: Kind, name: &[u8]) -> Self {
@@ -175,6 +182,7 @@ mod tests {
         let domain: DomainName = "a.example.com".parse().unwrap();
         assert_eq!(RecordKey::resolution(&domain).part(0), b"r\x00\x0da.example.com\x00\x00");
         assert_eq!(RecordKey::token("ops").part(258), b"t\x00\x03ops\x01\x02");
+        assert_eq!(RecordKey::kept("ops\0k").part(0), b"k\x00\x05ops\x00k\x00\x00");
         assert_eq!(split(&[7, 8]), [[0, 0, 0, 2, 0x00, 0x43, 0x0c, 0x0a, 7, 8]]);
     }
 

@@ -20,6 +20,7 @@ mod disk;
 mod error;
 mod fatal;
 mod identity;
+pub mod kept;
 mod layout;
 pub mod log;
 pub mod machine;

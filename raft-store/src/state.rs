@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::command::{NameStatus, Origin, SeenAddress, Token};
+use crate::kept::{Kept, KeptName};
 
 /// What is known of a domain's addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -37,6 +38,7 @@ pub struct State {
     pub(crate) resolutions: OrdMap<DomainName, Arc<Resolution>>,
     pub(crate) published: Published,
     pub(crate) tokens: OrdMap<String, Token>,
+    pub(crate) kept: Kept,
 }
 
 /// One applied log entry, as feed, audit log and live UI see it.
@@ -50,10 +52,13 @@ pub struct AppliedBatch {
     pub events: Vec<Event>,
     /// What it did to the published set, net.
     pub change: Change,
+    /// Kept answers that came or went: nobody's business but the checkpoint's.
+    #[serde(skip)]
+    pub(crate) kept: Vec<KeptName>,
 }
 
-/// One thing that happened. Every change of the state has an event that names what changed: the checkpoint relies on
-/// it to know which keys to write.
+/// One thing that happened. Every change of the state, kept answers aside, has an event that names what changed: the
+/// checkpoint relies on it to know which keys to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Who caused it.

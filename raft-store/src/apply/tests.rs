@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::command::{NameStatus, Operation, SeenAddress};
+use crate::command::{NameStatus, Operation, RestorePart, SeenAddress};
 
 fn id(number: u128) -> EntryId {
     EntryId(Uuid::from_u128(number))
@@ -258,4 +258,68 @@ fn parts_that_do_not_fit_together_do_not_make_a_state() {
     State::restore(None, 1, vec![], vec![], vec![entry.clone()]).unwrap_err();
     State::restore(None, 1, vec![known.clone()], vec![], vec![]).unwrap_err();
     State::restore(None, 1, vec![known], vec![], vec![entry.clone(), entry]).unwrap_err();
+}
+
+#[test]
+fn many_entries_are_added_like_one_after_the_other_and_counted() {
+    let mut state = State::default();
+    apply(&mut state, [add(1, "1.1.1.1", &[])]);
+    let new = |number, target| match add(number, target, &[]) {
+        Command::AddEntry(new) => new,
+        other => panic!("{other:?}"),
+    };
+    let entries = vec![new(2, "1.1.1.1"), new(3, "8.8.8.8"), new(3, "9.9.9.9"), new(4, "8.8.8.8")];
+    let (applied, replies) = apply(&mut state, [Command::AddEntries(entries)]);
+    assert_eq!(replies, [Reply::AddedMany { created: 1, existing: 2, refused: 1 }]);
+    assert_eq!((applied.events.len(), texts(&applied.change.added)), (1, vec!["8.8.8.8/32".to_owned()]));
+}
+
+#[test]
+fn a_restored_part_is_as_it_was_and_may_come_twice() {
+    let mut old = State::default();
+    apply(&mut old, [add(1, "a.example.com", &[]), resolve("a.example.com", &["1.1.1.1"], &[])]);
+    let entry = Entry::clone(old.entry(id(1)).unwrap());
+    let resolution = old.resolutions().values().next().map(|known| Resolution::clone(known));
+    let admin = Token { name: "admin".to_owned(), role: Role::Admin, sha256: [9; 32], created_at_ms: 1 };
+    let parts = vec![
+        RestorePart::Entry { entry: entry.clone(), resolution },
+        RestorePart::Token(Token { sha256: [8; 32], ..admin.clone() }),
+        RestorePart::Token(Token { name: "ci".to_owned(), ..admin.clone() }),
+    ];
+    let mut new = State::default();
+    apply(&mut new, [Command::AddToken(admin)]);
+    for events in [2, 0] {
+        let (applied, replies) = apply(&mut new, [Command::Restore(parts.clone())]);
+        let skipped_tokens = vec!["admin".to_owned()];
+        assert_eq!(
+            replies,
+            [Reply::Restored { entries: 1, tokens: 1, skipped_tokens, refused: vec![] }],
+            "{events}"
+        );
+        assert_eq!(applied.events.len(), events);
+    }
+    assert_eq!(**new.entry(id(1)).unwrap(), entry);
+    assert_eq!(new.published().digest(), old.published().digest());
+    assert_eq!(new.tokens()["admin"].sha256, [9; 32]);
+
+    // What is here goes before what was there.
+    let other = Entry { id: id(2), ..entry };
+    let part = RestorePart::Entry { entry: other, resolution: None };
+    let (applied, replies) = apply(&mut new, [Command::Restore(vec![part])]);
+    assert!(matches!(&replies[0], Reply::Restored { entries: 0, refused, .. } if *refused == [id(2)]));
+    assert!(applied.events.is_empty() && new.entries().len() == 1);
+}
+
+#[test]
+fn a_backup_cannot_publish_a_private_address_for_a_domain() {
+    let mut old = State::default();
+    apply(&mut old, [add(1, "a.example.com", &[]), resolve("a.example.com", &["1.1.1.1"], &[])]);
+    let mut known = Resolution::clone(old.resolutions().values().next().unwrap());
+    let seen = known.addresses.values().next().unwrap().clone();
+    known.addresses.insert("10.0.0.1".parse().unwrap(), seen);
+    let entry = Entry::clone(old.entry(id(1)).unwrap());
+    let mut new = State::default();
+    let part = RestorePart::Entry { entry, resolution: Some(known) };
+    let (applied, _) = apply(&mut new, [Command::Restore(vec![part])]);
+    assert_eq!(texts(&applied.change.added), ["1.1.1.1/32"]);
 }

@@ -15,9 +15,10 @@ use uuid::Uuid;
 
 use crate::codec;
 use crate::disk::Disk;
+use crate::kept::{Kept, KeptAnswer, KeptName};
 use crate::layout::{DATA_VERSION, Joiner, Kind, RecordKey, VERSION_KEY, split};
 use crate::snapshot::Content;
-use crate::state::{EventKind, State};
+use crate::state::{AppliedBatch, EventKind, State};
 use crate::types::{LogId, StoredMembership};
 
 const MARK: &str = "complete";
@@ -43,6 +44,7 @@ pub(crate) struct Dirty {
     entries: BTreeSet<EntryId>,
     domains: BTreeSet<DomainName>,
     tokens: BTreeSet<String>,
+    kept: BTreeSet<KeptName>,
 }
 
 /// An open generation.
@@ -62,8 +64,13 @@ pub(crate) enum LoadError {
 }
 
 impl Dirty {
-    /// Every change of the state has an event that names it.
-    pub(crate) fn note(&mut self, event: &EventKind) {
+    /// Every change of the state has an event that names it; kept answers are named beside.
+    pub(crate) fn note(&mut self, applied: &AppliedBatch) {
+        applied.events.iter().for_each(|event| self.note_event(&event.kind));
+        self.kept.extend(applied.kept.iter().cloned());
+    }
+
+    fn note_event(&mut self, event: &EventKind) {
         match event {
             EventKind::EntryAdded(entry) | EventKind::EntryRemoved(entry) => {
                 self.entries.insert(entry.id);
@@ -90,10 +97,11 @@ impl Dirty {
         self.entries.append(&mut other.entries);
         self.domains.append(&mut other.domains);
         self.tokens.append(&mut other.tokens);
+        self.kept.append(&mut other.kept);
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries.len() + self.domains.len() + self.tokens.len()
+        self.entries.len() + self.domains.len() + self.tokens.len() + self.kept.len()
     }
 }
 
@@ -145,6 +153,10 @@ impl Database {
                 let record = state.tokens().get(name).map(codec::encode).transpose();
                 self.put(&mut batch, &RecordKey::token(name), record.map_err(text)?)?;
             }
+            for name in &dirty.kept {
+                let record = state.kept.get(name).map(|answer| codec::encode(&**answer)).transpose();
+                self.put(&mut batch, &RecordKey::kept(name), record.map_err(text)?)?;
+            }
             self.put(&mut batch, &RecordKey::meta(), Some(codec::encode(&meta_of(content)).map_err(text)?))?;
             self.db.apply_batch(batch).map_err(text)?;
             self.sync()
@@ -190,6 +202,10 @@ impl Database {
             whole.entries.insert(*id);
             flush_when_full(&mut whole)?;
         }
+        for answer in state.kept.answers() {
+            whole.kept.insert(KeptName::clone(&answer.name));
+            flush_when_full(&mut whole)?;
+        }
         self.step(content, &whole)
     }
 
@@ -207,6 +223,7 @@ impl Database {
 
     fn read(&self) -> Result<Content, String> {
         let (mut meta, mut resolutions, mut tokens, mut entries) = (None, Vec::new(), Vec::new(), Vec::new());
+        let mut kept = Vec::new();
         let mut joiner = Joiner::default();
         for item in self.db.iter() {
             let (key, value) = item.map_err(text)?;
@@ -219,12 +236,14 @@ impl Database {
                 Kind::Entry => entries.push(codec::decode::<Entry>(&record).map_err(text)?),
                 Kind::Resolution => resolutions.push(codec::decode(&record).map_err(text)?),
                 Kind::Token => tokens.push(codec::decode(&record).map_err(text)?),
+                Kind::Kept => kept.push(codec::decode::<KeptAnswer>(&record).map_err(text)?),
             }
         }
         joiner.end()?;
         let meta = meta.ok_or("it has no meta record")?;
         let revision = meta.applied.map_or(0, |id| id.index);
-        let state = State::restore(meta.cluster, revision, resolutions, tokens, entries)?;
+        let mut state = State::restore(meta.cluster, revision, resolutions, tokens, entries)?;
+        state.kept = Kept::from_answers(kept);
         if state.published().digest() != meta.published {
             return Err("what it publishes has another digest than was written".to_owned());
         }

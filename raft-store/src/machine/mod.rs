@@ -13,7 +13,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
 
-use crate::command::BatchReply;
+use crate::command::{BatchReply, Operation};
 use crate::data_dir::DataDir;
 use crate::fatal::FatalHook;
 use crate::reader::StatePublisher;
@@ -71,9 +71,10 @@ impl StateMachine {
         let Entry { log_id, payload } = entry;
         let reply = match payload {
             EntryPayload::Normal(batch) => {
-                let (applied, reply) = self.content.state.apply(log_id.index, &batch);
-                applied.events.iter().for_each(|event| step.dirty.note(&event.kind));
-                step.operations += batch.operations.len();
+                let (mut applied, reply) = self.content.state.apply(log_id.index, &batch);
+                step.dirty.note(&applied);
+                applied.kept = Vec::new();
+                step.operations += batch.operations.iter().map(Operation::weight).sum::<usize>();
                 step.applied.push(applied);
                 reply
             }

@@ -9,7 +9,7 @@
 //! digest    32  SHA-256 of everything before it
 //! ```
 //! The unpacked blocks, put together, are a sequence of (u32 length, record Item): resolutions by domain, tokens by
-//! name, entries by id. Resolutions come before the entries that own what they publish. Nothing in the file depends on
+//! name, entries by id, kept answers by age (the footer does not count those). Resolutions come before the entries that own what they publish. Nothing in the file depends on
 //! when or where it was written, so two nodes write the same bytes for the same state.
 
 use std::fs::File;
@@ -23,13 +23,17 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::Content;
+use super::backup::Summary;
 use crate::codec::{self, MAX_RECORD_BYTES};
 use crate::command::Token;
 use crate::disk::Disk;
+use crate::kept::{Kept, KeptAnswer};
 use crate::layout::DATA_VERSION;
 use crate::state::{Resolution, State};
 use crate::types::{LogId, StoredMembership};
 
+/// Last byte of the magic.
+pub(crate) const FORMAT_VERSION: u8 = 1;
 const MAGIC: [u8; 8] = *b"OGSNAP\x00\x01";
 /// Bytes of items in one block before it is packed.
 const BLOCK_BYTES: usize = 1024 * 1024;
@@ -52,6 +56,7 @@ enum Item {
     Resolution(DomainName, Resolution),
     Token(Token),
     Entry(Entry),
+    Kept(KeptAnswer),
 }
 
 /// [`Item`] without owning: the same shape.
@@ -60,6 +65,7 @@ enum ItemRef<'a> {
     Resolution(&'a DomainName, &'a Resolution),
     Token(&'a Token),
     Entry(&'a Entry),
+    Kept(&'a KeptAnswer),
 }
 
 /// What must have been read when all blocks are.
@@ -93,6 +99,9 @@ pub(crate) fn write(disk: &Disk, path: &Path, content: &Content) -> io::Result<(
     for entry in state.entries().values() {
         blocks.item(&ItemRef::Entry(entry))?;
     }
+    for answer in state.kept.answers() {
+        blocks.item(&ItemRef::Kept(answer))?;
+    }
     blocks.end()?;
     let footer = Footer {
         resolutions: state.resolutions().len() as u64,
@@ -111,8 +120,53 @@ pub(crate) fn read_header(file: &File) -> io::Result<Header> {
     read_start(&mut from_start(file))
 }
 
+/// Whether it begins as a snapshot of any version does, and which.
+pub(crate) fn read_magic(file: &File) -> io::Result<(bool, u8)> {
+    let mut magic = [0; 8];
+    file.read_exact_at(&mut magic, 0)?;
+    Ok((magic[..7] == MAGIC[..7], magic[7]))
+}
+
+/// The header, also of a newer data version.
+pub(crate) fn read_any_header(file: &File) -> io::Result<Header> {
+    read_any_start(&mut from_start(file))
+}
+
+/// What the file says of itself, without unpacking or checking it.
+pub(crate) fn read_summary(file: &File) -> io::Result<Summary> {
+    let mut input = from_start(file);
+    let header = read_start(&mut input)?;
+    loop {
+        let packed = read_u32(&mut input)?;
+        if packed == 0 {
+            break;
+        }
+        // Length unpacked, checksum, bytes.
+        let skipped = io::copy(&mut (&mut input).take(8 + u64::from(packed)), &mut io::sink())?;
+        if skipped < 8 + u64::from(packed) {
+            return Err(damaged("it ends within a block"));
+        }
+    }
+    let footer: Footer = codec::decode(&read_framed(&mut input)?)?;
+    let mut sha256 = [0; SHA_BYTES as usize];
+    input.read_exact(&mut sha256)?;
+    Ok(Summary {
+        cluster: header.cluster,
+        revision: header.last_log_id.map_or(0, |id| id.index),
+        entries: footer.entries,
+        tokens: footer.tokens,
+        sha256,
+    })
+}
+
 /// Checks the SHA-256 of the whole file, without unpacking it.
 pub(crate) fn verify(file: &File) -> io::Result<Header> {
+    verify_sum(file)?;
+    read_header(file)
+}
+
+/// As [`verify`], for a file of any version.
+pub(crate) fn verify_sum(file: &File) -> io::Result<()> {
     let len = file.metadata()?.len();
     let covered = len.checked_sub(SHA_BYTES).ok_or_else(|| damaged("it is too short"))?;
     let mut rest = from_start(file);
@@ -123,7 +177,7 @@ pub(crate) fn verify(file: &File) -> io::Result<Header> {
     if stored != summing.0.finalize().as_slice() {
         return Err(damaged("its SHA-256 does not match"));
     }
-    read_header(file)
+    Ok(())
 }
 
 /// Reads and checks everything.
@@ -133,11 +187,13 @@ pub(crate) fn read(file: &File) -> io::Result<Content> {
     let header = read_start(&mut input)?;
     let mut blocks = BlockReader { input: &mut input, block: Vec::new(), position: 0, ended: false };
     let (mut resolutions, mut tokens, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+    let mut kept = Vec::new();
     while let Some(item) = blocks.item()? {
         match item {
             Item::Resolution(domain, resolution) => resolutions.push((domain, resolution)),
             Item::Token(token) => tokens.push(token),
             Item::Entry(entry) => entries.push(entry),
+            Item::Kept(answer) => kept.push(answer),
         }
     }
     let footer: Footer = codec::decode(&read_framed(&mut input)?)?;
@@ -146,8 +202,9 @@ pub(crate) fn read(file: &File) -> io::Result<Content> {
         return Err(damaged("it does not hold as much as its footer says"));
     }
     let revision = header.last_log_id.map_or(0, |id| id.index);
-    let state = State::restore(header.cluster, revision, resolutions, tokens, entries)
+    let mut state = State::restore(header.cluster, revision, resolutions, tokens, entries)
         .map_err(|error| damaged(&error))?;
+    state.kept = Kept::from_answers(kept);
     if state.published().digest() != footer.published {
         return Err(damaged("what it publishes has another digest than its footer says"));
     }
@@ -155,6 +212,17 @@ pub(crate) fn read(file: &File) -> io::Result<Content> {
 }
 
 fn read_start(input: &mut impl Read) -> io::Result<Header> {
+    let header = read_any_start(input)?;
+    if header.data_version > DATA_VERSION {
+        return Err(damaged(&format!(
+            "its data version is {}, known is {DATA_VERSION}",
+            header.data_version
+        )));
+    }
+    Ok(header)
+}
+
+fn read_any_start(input: &mut impl Read) -> io::Result<Header> {
     let mut magic = [0; 8];
     input.read_exact(&mut magic)?;
     if magic != MAGIC {
@@ -164,14 +232,7 @@ fn read_start(input: &mut impl Read) -> io::Result<Header> {
             "it is none"
         }));
     }
-    let header: Header = codec::decode(&read_framed(input)?)?;
-    if header.data_version > DATA_VERSION {
-        return Err(damaged(&format!(
-            "its data version is {}, known is {DATA_VERSION}",
-            header.data_version
-        )));
-    }
-    Ok(header)
+    Ok(codec::decode(&read_framed(input)?)?)
 }
 
 /// Reads by position, so that any number of readers can share one open file.

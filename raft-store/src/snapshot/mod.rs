@@ -3,6 +3,7 @@
 //! A file gets its name only when it is complete and on disk, so every file with a snapshot's name is one, unless the
 //! disk damaged it later; the SHA-256 at its end tells.
 
+mod backup;
 mod file;
 pub(crate) mod format;
 mod incoming;
@@ -19,6 +20,7 @@ use crate::reader::StateReader;
 use crate::state::State;
 use crate::types::{LogId, Snapshot, SnapshotMeta, StoredMembership};
 
+pub use backup::{Backup, BackupError, IncomingBackup, Summary};
 pub use file::SnapshotFile;
 pub use incoming::{IncomingSnapshot, MAX_SNAPSHOT_BYTES};
 
@@ -99,6 +101,14 @@ impl Snapshots {
     /// What the file system says.
     pub fn receive(&self, reader: &StateReader) -> io::Result<IncomingSnapshot> {
         IncomingSnapshot::create(&self.new_part(), reader.state().cluster())
+    }
+
+    /// A place to write a backup to that an operator sends.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn receive_backup(&self) -> io::Result<IncomingBackup> {
+        IncomingBackup::create(&self.new_part())
     }
 
     /// Writes `content` and makes it the newest. Blocks.

@@ -9,7 +9,7 @@ fn apply(content: &mut Content, batch: &crate::command::Batch) -> Dirty {
     let (applied, _) = content.state.apply(revision, batch);
     content.applied = Some(LogId::new(RaftLeaderId::new(1, 1), revision));
     let mut dirty = Dirty::default();
-    applied.events.iter().for_each(|event| dirty.note(&event.kind));
+    dirty.note(&applied);
     dirty
 }
 

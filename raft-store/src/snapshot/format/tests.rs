@@ -93,6 +93,11 @@ fn items_have_these_exact_bytes() {
     assert_eq!(bytes[..30], expected[..30]);
     assert_eq!(bytes.len(), expected.len());
     assert_eq!(bytes[bytes.len() - 6..], expected[expected.len() - 6..]);
+    let name = crate::kept::name_of("ops", "k");
+    let answer =
+        KeptAnswer { name, fingerprint: [7; 32], at_ms: 5, revision: 6, position: 3, replies: vec![] };
+    let bytes = codec::encode(&ItemRef::Kept(&answer)).unwrap();
+    assert_eq!(bytes, [&[1, 3, 5][..], b"ops\0k", &[7; 32], &[5, 6, 3, 0]].concat());
 }
 
 #[test]
