@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use allowlist::entry::check_texts;
-use allowlist::{EntryId, PortRange, Ports, Revision, Target, TargetError};
+use allowlist::{Entry, EntryId, PortRange, Ports, Revision, Target, TargetError};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -17,9 +17,10 @@ use uuid::Uuid;
 
 use super::AppState;
 use super::entry_view::EntryView;
-use super::input::{Body, Params, Segment};
+use super::input::{Params, Segment};
+use super::once::{IdempotencyKey, Keyed, KeyedBody};
 use super::problem::{Code, Problem, ProblemBody};
-use super::revision::{At, Consistency, ReadParams, Tagged};
+use super::revision::{Consistency, ReadParams, Tagged};
 use super::search::Search;
 use crate::auth::{Editor, Viewer};
 
@@ -55,27 +56,36 @@ pub(super) struct EntryPage {
     next_cursor: Option<String>,
 }
 
+/// An entry as it was at a revision.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct EntryAt {
+    /// The revision it was read at.
+    revision: Revision,
+    #[serde(flatten)]
+    entry: EntryView,
+}
+
 /// What to add.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AddEntry {
     /// Domain, address or CIDR block.
     #[schema(example = "api.example.com")]
-    target: String,
+    pub(super) target: String,
     /// Such as `tcp/443` or `udp/5000-5010`; leave out for every protocol and port.
     #[serde(default)]
-    ports: Vec<String>,
+    pub(super) ports: Vec<String>,
     /// Protected entries can be neither deleted nor weakened.
     #[serde(default)]
-    protected: bool,
+    pub(super) protected: bool,
     #[serde(default)]
-    comment: String,
+    pub(super) comment: String,
     #[serde(default)]
-    owner: String,
+    pub(super) owner: String,
     #[serde(default)]
-    ticket: String,
+    pub(super) ticket: String,
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    pub(super) labels: BTreeMap<String, String>,
     /// When the entry ends by itself, RFC 3339. Not supported yet: anything but null is refused.
     expires_at: Option<String>,
 }
@@ -140,7 +150,7 @@ pub(super) async fn list(
 }
 
 /// Adds an entry, or returns the one with the same target and ports
-#[utoipa::path(post, path = "/api/v1/entries", tag = "entries", request_body = AddEntry, responses(
+#[utoipa::path(post, path = "/api/v1/entries", tag = "entries", request_body = AddEntry, params(IdempotencyKey), responses(
     (status = 201, body = EntryView, description = "Added"),
     (status = 200, body = EntryView, description = "It was there: same target and ports"),
     (status = 403, body = ProblemBody, content_type = "application/problem+json"),
@@ -150,25 +160,30 @@ pub(super) async fn list(
 pub(super) async fn add(
     State(app): State<AppState>,
     Editor(caller): Editor,
-    Body(asked): Body<AddEntry>,
-) -> Result<(StatusCode, At<Json<EntryView>>), Problem> {
-    let command = Command::AddEntry(asked.check()?);
-    let (revision, reply) = app.write(&caller, command).await?;
-    match reply {
-        Reply::Added { id, created } => {
-            let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-            Ok((status, At(revision, Json(app.view(id)?))))
+    KeyedBody(asked, once): KeyedBody<AddEntry>,
+) -> Result<Response, Problem> {
+    let new = asked.check()?;
+    let written = app.write(&caller, once, Command::AddEntry(new.clone())).await?;
+    let Reply::Added { id, created } = written.reply else {
+        return Err(Problem::new(Code::Internal, "adding was answered with something else"));
+    };
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    let view = match app.view(id) {
+        Ok(view) => view,
+        // The answer to a request that is repeated after the entry went is what it was: the entry that was made.
+        Err(_) if written.replayed && created => {
+            let at_ms = written.at_ms.unwrap_or_default();
+            EntryView::new(&entry(NewEntry { id, ..new }, &caller.name, at_ms), &app.local())
         }
-        Reply::Done | Reply::Unchanged | Reply::Refused(_) => {
-            Err(Problem::new(Code::Internal, "adding was answered with something else"))
-        }
-    }
+        Err(gone) => return Err(gone.replayed(written.replayed)),
+    };
+    Ok(written.answer((status, Json(view))))
 }
 
 /// Returns an entry
 #[utoipa::path(get, path = "/api/v1/entries/{id}", tag = "entries",
     params(("id" = String, Path, description = "The entry's id"), ReadParams), responses(
-    (status = 200, body = EntryView),
+    (status = 200, body = EntryAt),
     (status = 404, body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn get(
     State(app): State<AppState>,
@@ -180,12 +195,14 @@ pub(super) async fn get(
     let id = parse_id(&id)?;
     let state = app.read(params.consistency).await?;
     let entry = state.entries().get(&id).ok_or(CommandRefusal::NoSuchEntry(id))?;
-    Ok(Tagged(state.revision(), Json(EntryView::new(entry, &state))).answer(&headers))
+    let revision = state.revision();
+    let entry = EntryAt { revision, entry: EntryView::new(entry, &state) };
+    Ok(Tagged(revision, Json(entry)).answer(&headers))
 }
 
 /// Changes the texts of an entry, or protects it
 #[utoipa::path(patch, path = "/api/v1/entries/{id}", tag = "entries", request_body = UpdateEntry,
-    params(("id" = String, Path, description = "The entry's id")), responses(
+    params(("id" = String, Path, description = "The entry's id"), IdempotencyKey), responses(
     (status = 200, body = EntryView),
     (status = 404, body = ProblemBody, content_type = "application/problem+json"),
     (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "It is protected"),
@@ -194,17 +211,18 @@ pub(super) async fn update(
     State(app): State<AppState>,
     Editor(caller): Editor,
     Segment(id): Segment,
-    Body(asked): Body<UpdateEntry>,
-) -> Result<At<Json<EntryView>>, Problem> {
+    KeyedBody(asked, once): KeyedBody<UpdateEntry>,
+) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
     let update = asked.check()?;
-    let (revision, _) = app.write(&caller, Command::UpdateEntry { id, update }).await?;
-    Ok(At(revision, Json(app.view(id)?)))
+    let written = app.write(&caller, once, Command::UpdateEntry { id, update }).await?;
+    let view = app.view(id).map_err(|gone| gone.replayed(written.replayed))?;
+    Ok(written.answer(Json(view)))
 }
 
 /// Removes an entry; flows that only it allowed are cut
 #[utoipa::path(delete, path = "/api/v1/entries/{id}", tag = "entries",
-    params(("id" = String, Path, description = "The entry's id")), responses(
+    params(("id" = String, Path, description = "The entry's id"), IdempotencyKey), responses(
     (status = 204, description = "Removed"),
     (status = 404, body = ProblemBody, content_type = "application/problem+json"),
     (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "It is protected")))]
@@ -212,10 +230,11 @@ pub(super) async fn remove(
     State(app): State<AppState>,
     Editor(caller): Editor,
     Segment(id): Segment,
-) -> Result<At<StatusCode>, Problem> {
+    Keyed(once): Keyed,
+) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
-    let (revision, _) = app.write(&caller, Command::RemoveEntry { id }).await?;
-    Ok(At(revision, StatusCode::NO_CONTENT))
+    let written = app.write(&caller, once, Command::RemoveEntry { id }).await?;
+    Ok(written.answer(StatusCode::NO_CONTENT))
 }
 
 impl AppState {
@@ -229,8 +248,27 @@ impl AppState {
     }
 }
 
+/// The entry that `new` became.
+fn entry(new: NewEntry, created_by: &str, created_at_ms: u64) -> Entry {
+    let NewEntry { id, target, ports, protected, comment, owner, ticket, labels, expires_at_ms } = new;
+    let created_by = created_by.to_owned();
+    Entry {
+        id,
+        target,
+        ports,
+        protected,
+        comment,
+        owner,
+        ticket,
+        labels,
+        created_by,
+        created_at_ms,
+        expires_at_ms,
+    }
+}
+
 impl AddEntry {
-    fn check(self) -> Result<NewEntry, Problem> {
+    pub(super) fn check(self) -> Result<NewEntry, Problem> {
         let target = parse_target(&self.target)?;
         let ports = parse_ports(&self.ports)?;
         check_texts(&self.comment, &self.owner, &self.ticket, &self.labels)
@@ -278,6 +316,7 @@ impl From<CommandRefusal> for Problem {
             CommandRefusal::Protected(_) => Code::Protected,
             CommandRefusal::LastAdmin(_) => Code::LastAdmin,
             CommandRefusal::TokenExists(_) => Code::TokenExists,
+            CommandRefusal::KeyReused(_) => Code::IdempotencyKeyReused,
             // Ids are drawn by this server: that one exists is its fault, not the caller's.
             CommandRefusal::IdTaken(_) => Code::Internal,
         };

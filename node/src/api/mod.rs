@@ -18,27 +18,30 @@
 //!
 //! Map: [`router`](mod@router) lists every path; `entries`, `status`, `tokens`, `session`, `health` hold the handlers;
 //! `entry_view` is an entry as JSON, `search` finds entries; `input` and [`problem`] give axum's extractors and all
-//! errors one shape; `metrics` counts.
+//! errors one shape; `once` makes writes safe to repeat; `bulk` moves whole lists, `backup` whole states; `metrics`
+//! counts.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use allowlist::Revision;
 use prometheus::Registry;
-use raft_store::command::{Command, Operation, Reply, Token};
+use raft_store::command::Token;
 use raft_store::state::State;
 use tokio::sync::Semaphore;
 
-use crate::auth::{Caller, token};
+use crate::auth::token;
 use crate::cluster::{Cluster, GatewaySource};
 use crate::feed::Sessions;
 
+mod backup;
+mod bulk;
 mod entries;
 mod entry_view;
 mod headers;
 mod health;
 mod input;
 mod metrics;
+mod once;
 pub mod problem;
 mod revision;
 pub mod router;
@@ -93,6 +96,8 @@ struct Shared {
     sessions: Sessions,
     metrics: Metrics,
     token_catch_ups: Semaphore,
+    /// Places for [`bulk`] requests.
+    bulk: Semaphore,
 }
 
 impl AppState {
@@ -107,7 +112,8 @@ impl AppState {
         sessions.metrics().register(&settings.registry)?;
         let metrics = Metrics::new(settings.registry)?;
         let token_catch_ups = Semaphore::new(TOKEN_CATCH_UPS_AT_A_TIME);
-        Ok(Self { shared: Arc::new(Shared { cluster, sessions, metrics, token_catch_ups }) })
+        let bulk = Semaphore::new(bulk::BULK_AT_A_TIME);
+        Ok(Self { shared: Arc::new(Shared { cluster, sessions, metrics, token_catch_ups, bulk }) })
     }
 
     /// Replication.
@@ -177,16 +183,5 @@ impl AppState {
 
     fn token_here(&self, text: &str) -> Option<Token> {
         token::find(self.local().tokens().values(), text).cloned()
-    }
-
-    /// Writes one command on behalf of `caller`; a refusal by the state is an error.
-    async fn write(&self, caller: &Caller, command: Command) -> Result<(Revision, Reply), Problem> {
-        let operation = Operation { origin: caller.origin(), command };
-        let mut answer = self.cluster().propose(vec![operation], WRITE_TIMEOUT).await?;
-        match answer.replies.pop() {
-            Some(Reply::Refused(refusal)) => Err(refusal.into()),
-            Some(reply) => Ok((answer.revision, reply)),
-            None => Err(Problem::new(Code::Internal, "the write was applied without an answer")),
-        }
     }
 }

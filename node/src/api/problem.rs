@@ -16,6 +16,7 @@ use serde::Serialize;
 use tower_http::request_id::RequestId;
 use utoipa::ToSchema;
 
+use super::once::REPLAYED_HEADER;
 use crate::cluster::{ReadError, WriteError};
 
 /// Content type of every error.
@@ -81,6 +82,16 @@ codes! {
     ExpiryUnsupported = "expiry_unsupported", UNPROCESSABLE_ENTITY, "Entries cannot end by themselves yet";
     /// A name has other characters than allowed.
     InvalidName = "invalid_name", UNPROCESSABLE_ENTITY, "The name is wrong";
+    /// The idempotency key is not one.
+    InvalidIdempotencyKey = "invalid_idempotency_key", BAD_REQUEST, "The idempotency key is wrong";
+    /// The idempotency key was used for another request.
+    IdempotencyKeyReused = "idempotency_key_reused", UNPROCESSABLE_ENTITY, "The idempotency key belongs to another request";
+    /// Lines of an import are wrong.
+    InvalidImport = "invalid_import", UNPROCESSABLE_ENTITY, "The list has errors";
+    /// The backup cannot be read.
+    InvalidBackup = "invalid_backup", UNPROCESSABLE_ENTITY, "The backup cannot be used";
+    /// A backup is only restored into an empty cluster.
+    NotEmpty = "not_empty", CONFLICT, "The cluster is not empty";
     /// The entry is protected.
     Protected = "protected", CONFLICT, "The entry is protected";
     /// The last admin token must stay.
@@ -127,6 +138,19 @@ pub struct Problem {
     code: Code,
     detail: Cow<'static, str>,
     retry_after_s: Option<u32>,
+    replayed: bool,
+    errors: Vec<LineError>,
+}
+
+/// What is wrong with one line of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub(crate) struct LineError {
+    /// Counted from 1.
+    pub(crate) line: u64,
+    /// As in [`ProblemBody`].
+    pub(crate) code: &'static str,
+    /// What was wrong and what would be right.
+    pub(crate) detail: String,
 }
 
 /// An error as the client reads it (RFC 9457).
@@ -145,18 +169,39 @@ pub(crate) struct ProblemBody<'a> {
     code: &'a str,
     /// The request's id, also in the header `x-request-id` and in the server's log.
     request_id: &'a str,
+    /// Of an import: the first wrong lines.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Vec<LineError>)]
+    errors: &'a [LineError],
 }
 
 impl Problem {
     /// An error of kind `code`; `detail` says what was wrong and what would be right.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), retry_after_s: None }
+        Self { code, detail: detail.into(), retry_after_s: None, replayed: false, errors: Vec::new() }
     }
 
     /// Tells the client when to come again.
     #[must_use]
     pub fn retry_after(self, seconds: u32) -> Self {
         Self { retry_after_s: Some(seconds), ..self }
+    }
+
+    /// Marks an answer that was given before, to the same request.
+    #[must_use]
+    pub(crate) fn replayed(self, replayed: bool) -> Self {
+        Self { replayed, ..self }
+    }
+
+    /// Adds what is wrong with single lines.
+    #[must_use]
+    pub(crate) fn with_errors(self, errors: Vec<LineError>) -> Self {
+        Self { errors, ..self }
+    }
+
+    /// In words.
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// The kind of error.
@@ -190,6 +235,7 @@ impl Problem {
             detail: &self.detail,
             code: code.as_str(),
             request_id,
+            errors: &self.errors,
         };
         // The shape has only texts and a number: it always serialises.
         *response.body_mut() = Body::from(serde_json::to_vec(&body).unwrap_or_default());
@@ -202,6 +248,9 @@ impl Problem {
         }
         if let Some(seconds) = self.retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.replayed {
+            headers.insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
         }
         response
     }

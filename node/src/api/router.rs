@@ -21,8 +21,8 @@ use utoipa_axum::routes;
 
 use super::problem::{self, Code, Problem};
 use super::{
-    AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, entries, headers, health, metrics, session,
-    status, tokens,
+    AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, backup, bulk, entries, headers, health, metrics,
+    session, status, tokens,
 };
 use crate::auth::caller::SESSION_COOKIE;
 use crate::{feed, web};
@@ -34,6 +34,10 @@ fn paths() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(entries::list, entries::add))
         .routes(routes!(entries::get, entries::update, entries::remove))
+        .routes(routes!(bulk::import::import))
+        .routes(routes!(bulk::export::export))
+        .routes(routes!(backup::backup))
+        .routes(routes!(backup::restore))
         .routes(routes!(status::get))
         .routes(routes!(tokens::list, tokens::add))
         .routes(routes!(tokens::remove))
@@ -138,7 +142,8 @@ fn panicked(cause: Box<dyn Any + Send>) -> Response {
 
 /// Middleware: no request hangs.
 async fn deadline(request: Request, next: Next) -> Response {
-    within(REQUEST_DEADLINE, next.run(request)).await
+    let limit = bulk::deadline(request.uri().path()).unwrap_or(REQUEST_DEADLINE);
+    within(limit, next.run(request)).await
 }
 
 async fn within(limit: Duration, answer: impl Future<Output = Response>) -> Response {

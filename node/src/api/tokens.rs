@@ -1,9 +1,11 @@
 //! API tokens. The text of a token is shown once, when it is made.
 
+use allowlist::Revision;
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::header::CACHE_CONTROL;
-use axum::http::{HeaderName, StatusCode};
+use axum::response::Response;
 use raft_store::command::{Command, Role, Token};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -11,7 +13,8 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::entries::now_ms;
 use super::entry_view::rfc3339;
-use super::input::{Body, Params, Segment};
+use super::input::{Params, Segment};
+use super::once::{IdempotencyKey, Keyed, KeyedBody};
 use super::problem::{Code, Problem, ProblemBody};
 use super::revision::{At, ReadParams};
 use crate::auth::Admin;
@@ -63,6 +66,8 @@ pub(super) struct TokenView {
 /// All tokens, sorted by name.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TokenList {
+    /// The revision they were read at.
+    revision: Revision,
     tokens: Vec<TokenView>,
 }
 
@@ -81,19 +86,20 @@ pub(super) async fn list(
         role: token.role.into(),
         created_at: rfc3339(token.created_at_ms),
     });
-    Ok(At(state.revision(), Json(TokenList { tokens: tokens.collect() })))
+    let revision = state.revision();
+    Ok(At(revision, Json(TokenList { revision, tokens: tokens.collect() })))
 }
 
 /// Makes a token
-#[utoipa::path(post, path = "/api/v1/tokens", tag = "tokens", request_body = AddToken, responses(
+#[utoipa::path(post, path = "/api/v1/tokens", tag = "tokens", request_body = AddToken, params(IdempotencyKey), responses(
     (status = 201, body = NewToken, description = "Made; its text is shown only here"),
     (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "The name is taken"),
     (status = 422, body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn add(
     State(app): State<AppState>,
     Admin(caller): Admin,
-    Body(asked): Body<AddToken>,
-) -> Result<(StatusCode, [(HeaderName, &'static str); 1], At<Json<NewToken>>), Problem> {
+    KeyedBody(asked, once): KeyedBody<AddToken>,
+) -> Result<Response, Problem> {
     check_name(&asked.name)?;
     let role = Role::from(asked.role);
     let secret = token::generate(role);
@@ -103,15 +109,25 @@ pub(super) async fn add(
         sha256: token::sha256(secret.expose()),
         created_at_ms: now_ms(),
     };
-    let (revision, _) = app.write(&caller, Command::AddToken(stored)).await?;
+    let sha256 = stored.sha256;
+    let written = app.write(&caller, once, Command::AddToken(stored)).await?;
+    // The text of the token is with whoever got the first answer. (This server may have had to ask twice itself: then
+    // the secret that stands is its own.)
+    if written.replayed && app.local().tokens().get(&asked.name).is_none_or(|token| token.sha256 != sha256) {
+        let detail = format!(
+            "this request made the token {} before, and its text was shown then; remove it and make another one",
+            asked.name
+        );
+        return Err(Problem::new(Code::TokenExists, detail).replayed(true));
+    }
     tracing::info!(actor = %caller.name, token = %asked.name, role = role_name(role), "token made");
     let answer = NewToken { name: asked.name, role: asked.role, token: secret.expose().to_owned() };
-    Ok((StatusCode::CREATED, [(CACHE_CONTROL, "no-store")], At(revision, Json(answer))))
+    Ok(written.answer((StatusCode::CREATED, [(CACHE_CONTROL, "no-store")], Json(answer))))
 }
 
 /// Removes a token; feeds opened with it end
 #[utoipa::path(delete, path = "/api/v1/tokens/{name}", tag = "tokens",
-    params(("name" = String, Path, description = "The token's name")), responses(
+    params(("name" = String, Path, description = "The token's name"), IdempotencyKey), responses(
     (status = 204, description = "Removed"),
     (status = 404, body = ProblemBody, content_type = "application/problem+json"),
     (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "The last admin token")))]
@@ -119,11 +135,12 @@ pub(super) async fn remove(
     State(app): State<AppState>,
     Admin(caller): Admin,
     Segment(name): Segment,
-) -> Result<At<StatusCode>, Problem> {
+    Keyed(once): Keyed,
+) -> Result<Response, Problem> {
     check_name(&name)?;
-    let (revision, _) = app.write(&caller, Command::RemoveToken { name: name.clone() }).await?;
+    let written = app.write(&caller, once, Command::RemoveToken { name: name.clone() }).await?;
     tracing::info!(actor = %caller.name, token = %name, "token removed");
-    Ok(At(revision, StatusCode::NO_CONTENT))
+    Ok(written.answer(StatusCode::NO_CONTENT))
 }
 
 fn check_name(name: &str) -> Result<(), Problem> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{LinearizerOption, ServerState};
 use raft_store::NodeInfo;
-use raft_store::command::{BatchReply, Operation};
+use raft_store::command::{BatchReply, Command, Operation};
 use raft_store::types::NodeId;
 use tokio::time::{Instant, timeout_at};
 
@@ -99,6 +99,9 @@ impl Cluster {
 
     async fn commit(&self, operations: Vec<Operation>, deadline: Instant) -> Result<BatchReply, WriteError> {
         let mut metrics = self.raft().metrics();
+        // With a key it can be sent again whatever became of it: the answer is the same.
+        let repeatable = operations.iter().all(|one| matches!(one.command, Command::Once(_)));
+        let mut in_doubt = None;
         loop {
             let leader = self.leader(&metrics.borrow_and_update());
             let attempt = match leader {
@@ -116,11 +119,16 @@ impl Cluster {
             };
             let reason = match attempt {
                 Ok(reply) => return Ok(reply),
-                Err(Attempt::Final(error)) => return Err(error),
+                Err(Attempt::Final(WriteError::Unknown(reason))) if repeatable => {
+                    in_doubt = Some(reason.clone());
+                    reason
+                }
+                // A later attempt that failed for certain says nothing of an earlier one.
+                Err(Attempt::Final(error)) => return Err(in_doubt.map_or(error, WriteError::Unknown)),
                 Err(Attempt::Again(reason)) => reason,
             };
             if pause(&mut metrics, deadline).await.is_err() {
-                return Err(WriteError::NoQuorum(reason));
+                return Err(in_doubt.map_or(WriteError::NoQuorum(reason), WriteError::Unknown));
             }
         }
     }

@@ -89,11 +89,11 @@ impl Proposer {
         deadline: Instant,
     ) -> Result<BatchReply, ProposeFailure> {
         let bytes = size(&operations).map_err(ProposeFailure::Unavailable)?;
-        if operations.len() > MAX_OPERATIONS_PER_BATCH || bytes > MAX_ENTRY_BYTES {
+        let count = weight(&operations);
+        if count > MAX_OPERATIONS_PER_BATCH || bytes > MAX_ENTRY_BYTES {
             return Err(ProposeFailure::Unavailable(format!(
-                "{} operations of {bytes} bytes at once; at most {MAX_OPERATIONS_PER_BATCH} operations and \
-                 {MAX_ENTRY_BYTES} bytes are possible",
-                operations.len()
+                "{count} operations of {bytes} bytes at once; at most {MAX_OPERATIONS_PER_BATCH} operations and \
+                 {MAX_ENTRY_BYTES} bytes are possible"
             )));
         }
         let claim = Arc::new(AtomicU8::new(QUEUED));
@@ -121,6 +121,10 @@ impl Proposer {
 
 fn withdraw(claim: &AtomicU8) -> bool {
     claim.compare_exchange(QUEUED, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+}
+
+fn weight(operations: &[Operation]) -> usize {
+    operations.iter().map(Operation::weight).sum()
 }
 
 fn size(operations: &[Operation]) -> Result<usize, String> {
@@ -185,7 +189,7 @@ impl Gatherer {
         let mut next = Some(first);
         while let Some(proposal) = next {
             let fits = entry.is_empty()
-                || (operations + proposal.operations.len() <= MAX_OPERATIONS_PER_BATCH
+                || (operations + weight(&proposal.operations) <= MAX_OPERATIONS_PER_BATCH
                     && bytes + proposal.bytes <= MAX_GATHERED_BYTES);
             if !fits {
                 self.carried = Some(proposal);
@@ -194,7 +198,7 @@ impl Gatherer {
             let taken =
                 proposal.claim.compare_exchange(QUEUED, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok();
             if taken {
-                operations += proposal.operations.len();
+                operations += weight(&proposal.operations);
                 bytes += proposal.bytes;
                 entry.push(proposal);
             }

@@ -19,7 +19,9 @@ async fn an_entry_comes_back_with_everything_that_was_said_of_it() {
         }))
         .await;
     let id = added["id"].as_str().unwrap();
-    let entry = server.read(&format!("/api/v1/entries/{id}")).await;
+    let mut entry = server.read(&format!("/api/v1/entries/{id}")).await;
+    let revision = entry.as_object_mut().unwrap().remove("revision").unwrap();
+    assert_eq!(revision, server.cluster.reader().state().revision());
     assert_eq!(entry, added);
     assert_eq!(entry["target"], "api.example.com");
     assert_eq!(entry["kind"], "domain");
@@ -166,4 +168,32 @@ async fn a_list_has_its_revision_as_tag_and_is_not_sent_twice() {
     server.add(json!({"target": "8.8.8.8"})).await;
     assert_eq!(ask().await.unwrap().status(), StatusCode::OK);
     problem(server.get("/api/v1/entries?consistency=maybe").await, 400, "invalid_query").await;
+}
+
+#[tokio::test]
+async fn every_read_says_its_revision_in_the_header_and_in_the_body_also_a_stale_one() {
+    let server = Server::start().await;
+    let entry = server.add(json!({"target": "9.9.9.9"})).await;
+    let one = format!("/api/v1/entries/{}", entry["id"].as_str().unwrap());
+    for round in 0..2 {
+        let revision = server.cluster.reader().state().revision();
+        for path in ["/api/v1/entries", &one, "/api/v1/tokens", "/api/v1/status"] {
+            for consistency in ["", "?consistency=stale"] {
+                if path.ends_with("status") && !consistency.is_empty() {
+                    continue;
+                }
+                let answer = server.get(&format!("{path}{consistency}")).await;
+                let header = answer.headers()["x-outputguard-revision"].to_str().unwrap().to_owned();
+                let body: Value = answer.json().await.unwrap();
+                assert_eq!(
+                    (&header, &body["revision"]),
+                    (&revision.to_string(), &json!(revision)),
+                    "{path} {round}"
+                );
+            }
+        }
+        let export = server.get("/api/v1/export?consistency=stale").await;
+        assert_eq!(export.headers()["x-outputguard-revision"].to_str().unwrap(), revision.to_string());
+        server.add(json!({"target": format!("8.8.8.{}", round + 1)})).await;
+    }
 }

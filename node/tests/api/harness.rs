@@ -91,6 +91,17 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
+    /// Serves the API of one of the other nodes too.
+    pub(crate) async fn serve_other(&self, index: usize) -> SocketAddr {
+        let (node, runtime) = (self.others[index].clone(), self.runtime.as_ref().unwrap());
+        runtime.spawn(serve(node, Transport::Tls, Limits::default())).await.unwrap().0
+    }
+
+    /// A request of the admin to another address.
+    pub(crate) fn request_at(&self, address: SocketAddr, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("http://{address}{path}")).bearer_auth(&self.admin)
+    }
+
     /// A request without a token.
     pub(crate) fn bare(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, self.url(path))

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod auth;
+mod backup;
+mod bulk;
 mod entries;
 mod errors;
 mod feed;
@@ -10,4 +12,5 @@ mod feed_faults;
 mod gateway;
 mod harness;
 mod no_quorum;
+mod once;
 mod pages;

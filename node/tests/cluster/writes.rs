@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use node::cluster::{Tuning, WriteError};
-use raft_store::command::{MAX_OPERATIONS_PER_BATCH, Reply};
+use raft_store::command::{Command, MAX_OPERATIONS_PER_BATCH, OnceCommand, Operation, Reply};
 
 use crate::harness::{Nodes, PATIENCE, mark, sees, write};
 
@@ -78,4 +78,40 @@ async fn every_member_is_listed_with_what_it_says_of_itself() {
             assert_eq!(status.id, nodes.node(index).id());
         }
     }
+}
+
+/// [`mark`] under a key.
+fn keyed_mark(name: &str) -> Operation {
+    let Operation { origin, command } = mark(name);
+    let once = OnceCommand { key: name.to_owned(), fingerprint: [1; 32], commands: vec![command] };
+    Operation { origin, command: Command::Once(once) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_with_a_key_have_their_outcome_though_the_leader_dies_under_them() {
+    const WRITERS: usize = 16;
+    const WRITES: usize = 12;
+    let mut nodes = Nodes::start(3, Tuning::default()).await;
+    let (leader, follower) = (nodes.leader().await, nodes.follower().await);
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let cluster = nodes.node(follower).clone();
+        writers.spawn(async move {
+            for write in 0..WRITES {
+                let operation = keyed_mark(&format!("{writer}-{write}"));
+                let reply = cluster.propose(vec![operation], PATIENCE).await.unwrap();
+                let [Reply::Once { replies, .. }] = &reply.replies[..] else { panic!("{reply:?}") };
+                assert_eq!(replies, &[Reply::Done]);
+            }
+        });
+    }
+    // In the middle of it.
+    let mut revisions = nodes.node(follower).reader().revisions();
+    let begun = *revisions.borrow() + 3;
+    tokio::time::timeout(PATIENCE, revisions.wait_for(|now| *now >= begun)).await.unwrap().unwrap();
+    nodes.kill(leader).await;
+    writers.join_all().await;
+    let state = nodes.node(follower).reader().state();
+    let marks = state.tokens().keys().filter(|name| name.contains('-')).count();
+    assert_eq!(marks, WRITERS * WRITES);
 }
