@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use allowlist::{EntryId, PortRange, Target};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -72,6 +72,36 @@ pub(crate) enum Command {
     },
     /// Show nodes and gateways.
     Status,
+    /// Write the whole list, as `import` reads it.
+    Export {
+        /// Where to; standard output when left out.
+        #[arg(short, long)]
+        file: Option<PathBuf>,
+        /// By the file's name when left out, else yaml.
+        #[arg(long, value_enum)]
+        format: Option<ListFormat>,
+    },
+    /// Add a whole list. All of it is checked before any of it is written; what is there stays as it is.
+    Import {
+        /// The list; `-` for standard input.
+        file: PathBuf,
+        /// By the file's name when left out, else yaml.
+        #[arg(long, value_enum)]
+        format: Option<ListFormat>,
+        /// Check and count, write nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Save the whole state to a file.
+    Backup {
+        /// Where to; replaced when it is there.
+        file: PathBuf,
+    },
+    /// Put a backup into a new cluster, one without entries.
+    Restore {
+        /// What `backup` wrote.
+        file: PathBuf,
+    },
     /// API tokens.
     Token {
         #[command(subcommand)]
@@ -99,6 +129,45 @@ pub(crate) struct Add {
     /// Forbid its removal.
     #[arg(long)]
     pub(crate) protected: bool,
+}
+
+/// How a list is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// `entries:` and a list.
+    Yaml,
+    /// One JSON object per line.
+    Ndjson,
+    /// A line of names, then one entry per line.
+    Csv,
+}
+
+impl ListFormat {
+    /// By the end of the file's name.
+    pub(crate) fn of_file(file: &Path) -> Option<Self> {
+        match file.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "yaml" | "yml" => Some(Self::Yaml),
+            "ndjson" | "jsonl" => Some(Self::Ndjson),
+            "csv" => Some(Self::Csv),
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Yaml => "yaml",
+            Self::Ndjson => "ndjson",
+            Self::Csv => "csv",
+        }
+    }
+
+    pub(crate) const fn media_type(self) -> &'static str {
+        match self {
+            Self::Yaml => "application/yaml",
+            Self::Ndjson => "application/x-ndjson",
+            Self::Csv => "text/csv",
+        }
+    }
 }
 
 /// API tokens.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use reqwest::{Method, RequestBuilder, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::args::{Add, Connection};
@@ -19,15 +19,18 @@ pub(crate) struct Problem {
     status: StatusCode,
     detail: String,
     request_id: Option<String>,
+    /// Of an import: one for each wrong line.
+    lines: Vec<String>,
 }
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.detail)?;
         match &self.request_id {
-            Some(id) => write!(f, " (status {}, request {id})", self.status.as_u16()),
-            None => write!(f, " (status {})", self.status.as_u16()),
+            Some(id) => write!(f, " (status {}, request {id})", self.status.as_u16())?,
+            None => write!(f, " (status {})", self.status.as_u16())?,
         }
+        self.lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
     }
 }
 
@@ -124,28 +127,40 @@ impl Client {
         self.send(self.request(Method::DELETE, path)).await.map(drop)
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base))
     }
 
-    async fn send(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+    pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+        let response = self.respond(request).await?;
+        let bytes =
+            response.bytes().await.with_context(|| format!("the answer of {} broke off", self.base))?;
+        Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    /// The answer as it comes, when it is no refusal.
+    pub(crate) async fn respond(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let request = match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
         let response = request.send().await.with_context(|| format!("no answer from {}", self.base))?;
         let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
         let bytes =
             response.bytes().await.with_context(|| format!("the answer of {} broke off", self.base))?;
         let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        if status.is_success() {
-            return Ok(body);
-        }
         let text = |key: &str| body.get(key).and_then(Value::as_str).map(str::to_owned);
         let mut detail = text("detail").or_else(|| text("title")).unwrap_or_else(|| status.to_string());
         if status == StatusCode::UNAUTHORIZED && self.token.is_none() {
             detail.push_str("; give --token-file or OUTPUTGUARD_TOKEN_FILE");
         }
-        Err(Problem { status, detail, request_id: text("request_id") }.into())
+        let errors = body.get("errors").and_then(Value::as_array).into_iter().flatten();
+        let lines = errors.filter_map(|error| {
+            Some(format!("line {}: {}", error.get("line")?, error.get("detail")?.as_str()?))
+        });
+        Err(Problem { status, detail, request_id: text("request_id"), lines: lines.collect() }.into())
     }
 }

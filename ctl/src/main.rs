@@ -1,11 +1,13 @@
 //! `outputguardctl`: the command line for people and pipelines.
 //!
-//! Map: [`args`] is what can be typed, [`client`] speaks to `/api/v1`, [`mod@print`] shows answers as a table or as JSON.
+//! Map: [`args`] is what can be typed, [`client`] speaks to `/api/v1`, [`mod@print`] shows answers as a table or as JSON, [`transfer`]
+//! moves whole lists and states from and to files.
 //! Exit codes: 0 done, 1 refused by the server or not found, 2 wrong usage (clap's), 3 no answer from any server.
 
 mod args;
 mod client;
 mod print;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -49,6 +51,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
         Command::Remove { id } => client.delete(&format!("/entries/{id}")).await?,
         Command::Status => print::status(output, &client.get("/status").await?),
+        Command::Export { file, format } => transfer::export(&client, file.as_deref(), format).await?,
+        Command::Import { file, format, dry_run } => {
+            print::imported(output, &transfer::import(&client, &file, format, dry_run).await?);
+        }
+        Command::Backup { file } => print::saved(output, &file, &transfer::backup(&client, &file).await?),
+        Command::Restore { file } => print::restored(output, &transfer::restore(&client, &file).await?),
         Command::Token { command } => match command {
             TokenCommand::Create { name, role } => {
                 let answer = client.post("/tokens", &json!({ "name": name, "role": role.as_str() })).await?;

@@ -1,9 +1,12 @@
 //! Answers as a table or as JSON.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the program's output")]
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::args::Output;
+use crate::transfer::Saved;
 
 /// Widest a column of free text gets, characters.
 const MAX_COLUMN_CHARS: usize = 60;
@@ -51,6 +54,47 @@ pub(crate) fn entries(output: Output, entries: &[Value]) {
         ]
     });
     table(&["ID", "TARGET", "PORTS", "PROTECTED", "STATE", "ADDRESSES", "COMMENT"], rows.collect());
+}
+
+pub(crate) fn imported(output: Output, answer: &Value) {
+    if output == Output::Json {
+        value(answer);
+        return;
+    }
+    let would = if answer.get("dry_run") == Some(&Value::Bool(true)) { "would be " } else { "" };
+    let (created, existing) = (text(answer.get("created")), text(answer.get("existing")));
+    println!(
+        "{created} {would}added, {existing} were there already (revision {})",
+        text(answer.get("revision"))
+    );
+}
+
+pub(crate) fn saved(output: Output, file: &Path, saved: &Saved) {
+    let Saved { cluster, revision, entries, sha256 } = saved;
+    match output {
+        Output::Json => value(&json!({
+            "file": file, "cluster": cluster, "revision": revision, "entries": entries, "sha256": sha256,
+        })),
+        Output::Table => {
+            println!("cluster   {cluster}\nrevision  {revision}\nentries   {entries}\nsha256    {sha256}");
+        }
+    }
+}
+
+pub(crate) fn restored(output: Output, answer: &Value) {
+    if output == Output::Json {
+        value(answer);
+        return;
+    }
+    let (entries, tokens) = (text(answer.get("entries")), text(answer.get("tokens")));
+    println!(
+        "{entries} entries and {tokens} tokens are in place (revision {})",
+        text(answer.get("revision"))
+    );
+    let skipped = list(answer.get("skipped_tokens"));
+    if !skipped.is_empty() {
+        println!("tokens of this cluster that stay instead of the backup's: {skipped}");
+    }
 }
 
 pub(crate) fn status(output: Output, status: &Value) {
