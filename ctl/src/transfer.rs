@@ -47,14 +47,14 @@ pub(crate) async fn export(
         Some(path) => {
             let mut out = Unfinished::create(path).await?;
             while let Some(piece) = next_piece(&mut response).await? {
-                out.write(&piece).await?;
+                out.write(piece.as_ref()).await?;
             }
             out.finish().await
         }
         None => {
             let mut out = tokio::io::stdout();
             while let Some(piece) = next_piece(&mut response).await? {
-                out.write_all(&piece).await.context("write to standard output")?;
+                out.write_all(piece.as_ref()).await.context("write to standard output")?;
             }
             out.flush().await.context("write to standard output")
         }
@@ -98,8 +98,8 @@ pub(crate) async fn backup(client: &Client, file: &Path) -> anyhow::Result<Saved
     let mut out = Unfinished::create(file).await?;
     let mut sum = Footed::default();
     while let Some(piece) = next_piece(&mut response).await? {
-        sum.update(&piece);
-        out.write(&piece).await?;
+        sum.update(piece.as_ref());
+        out.write(piece.as_ref()).await?;
     }
     let computed = sum.finish()?;
     if computed != saved.sha256 {

@@ -205,7 +205,7 @@ mod tests {
     fn file() -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot");
-        format::write(&path, &content()).unwrap();
+        format::write(&crate::disk::Disk::default(), &path, &content()).unwrap();
         let summary = SnapshotFile::open(&path).unwrap().summary().unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let sha256: [u8; 32] = bytes[bytes.len() - 32..].try_into().unwrap();
@@ -234,7 +234,7 @@ mod tests {
     fn file_of_nothing() -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot");
-        format::write(&path, &Content::default()).unwrap();
+        format::write(&crate::disk::Disk::default(), &path, &Content::default()).unwrap();
         std::fs::read(&path).unwrap()
     }
 
