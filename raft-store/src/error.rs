@@ -61,13 +61,26 @@ pub enum OpenError {
         /// What is missing.
         reason: String,
     },
+    /// Going on alone after the majority was lost (see [`crate::recovery`]) did not succeed. Nothing was lost.
+    #[error(
+        "go on alone as {path} asks: {reason}; mend that and start again, or remove the file to leave all as it was"
+    )]
+    Recovery {
+        /// The file that asks for it.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
 }
 
 impl OpenError {
     /// True when the data is beyond use and the node must join again with an empty directory.
     pub fn needs_rejoin(&self) -> bool {
         match self {
-            Self::Directory { .. } | Self::Locked { .. } | Self::NewerVersion { .. } => false,
+            Self::Directory { .. }
+            | Self::Locked { .. }
+            | Self::NewerVersion { .. }
+            | Self::Recovery { .. } => false,
             Self::Identity { .. } | Self::Log { .. } | Self::State { .. } => true,
         }
     }

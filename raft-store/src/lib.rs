@@ -4,7 +4,8 @@
 //! durable, the [`machine`] hands it to [`state::State::apply`] (whose rules stand in `apply`), and the
 //! [`reader`] shows the new state and its changes to the rest of the server. Behind that, off the path, the
 //! machine folds what was applied into the sled checkpoint, and [`snapshot`] writes and reads whole states.
-//! [`store`] opens all of it for one data directory, [`identity`] holds the node's number there.
+//! [`store`] opens all of it for one data directory, [`identity`] holds the node's number there,
+//! [`recovery`] turns it into another cluster's after the majority was lost.
 //!
 //! Shapes on disk: [`codec`] (every record), `layout` (keys in sled), `snapshot::format` (snapshot files),
 //! `log` (segments, frames and records of the write-ahead log). Each has a test with its exact bytes.
@@ -25,6 +26,7 @@ mod layout;
 pub mod log;
 pub mod machine;
 pub mod reader;
+pub mod recovery;
 pub mod snapshot;
 pub mod state;
 pub mod store;
@@ -36,6 +38,7 @@ pub use fatal::{EXIT_DISK_FAILED, FatalHook};
 pub use log::{LogSize, LogStore, SyncTimes, SyncTimesSnapshot};
 pub use machine::StateMachine;
 pub use reader::StateReader;
+pub use recovery::Recovery;
 pub use snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};
 pub use state::{AppliedBatch, State};
 pub use store::{Store, StoreOptions};

@@ -6,10 +6,15 @@
 //! log/         write-ahead log: entries, vote, committed
 //! db/<n>/      checkpoint of the state (sled), newest generation
 //! snapshots/   whole states
+//! superseded   clusters that this one took the place of, if any
+//! recovery     how far that is, while it is under way (then also recovered/)
+//! lost-<n>/    what was there before, kept until somebody removes it
 //! ```
 
 use std::path::Path;
 use std::sync::Arc;
+
+use uuid::Uuid;
 
 use crate::data_dir::DataDir;
 use crate::disk::Disk;
@@ -20,6 +25,7 @@ use crate::log::LogStore;
 use crate::machine::checkpoint::Checkpointer;
 use crate::machine::{StateMachine, recover};
 use crate::reader::{self, StateReader};
+use crate::recovery;
 use crate::snapshot::Snapshots;
 use crate::types::NodeId;
 
@@ -47,6 +53,8 @@ pub struct Store {
     pub reader: StateReader,
     /// True when this node has never voted, logged or applied anything: it may found a cluster or join one.
     pub pristine: bool,
+    /// Clusters that lost their majority and that this one took the place of.
+    pub superseded: Vec<Uuid>,
 }
 
 impl Store {
@@ -72,6 +80,7 @@ fn open_blocking(dir: &Path, options: StoreOptions) -> Result<Store, OpenError> 
     let StoreOptions { new_id, on_fatal } = options;
     let disk = Disk::default();
     let lock = Arc::new(DataDir::lock(dir)?);
+    recovery::finish(dir, &lock)?;
     let known_id = identity::read(dir)?;
     let log = LogStore::open(&disk, dir, known_id, Arc::clone(&lock), on_fatal.clone())?;
     let ends = log.ends();
@@ -94,5 +103,6 @@ fn open_blocking(dir: &Path, options: StoreOptions) -> Result<Store, OpenError> 
         .map_err(OpenError::at(dir))?;
     let (publisher, reader) = reader::channel(content.state.clone());
     let machine = StateMachine::new(content, publisher, checkpointer, snapshots.clone(), on_fatal, lock);
-    Ok(Store { id, log, machine, snapshots, reader, pristine })
+    let superseded = recovery::superseded(dir)?;
+    Ok(Store { id, log, machine, snapshots, reader, pristine, superseded })
 }

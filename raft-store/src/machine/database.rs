@@ -120,6 +120,20 @@ impl Database {
         Ok(database)
     }
 
+    /// Lets go of the database, and returns when sled's threads have, too (or after a while).
+    pub(crate) fn close(self) {
+        let Self { db, dir } = self;
+        drop(db);
+        let begun = Instant::now();
+        let held = || {
+            File::open(dir.join("db"))
+                .is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+        };
+        while held() && begun.elapsed() < LOCK_PATIENCE {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Opens the generation in `dir` and reads all of it.
     pub(crate) fn load(dir: &Path) -> Result<(Self, Content), LoadError> {
         let db = guarded(|| open_sled(dir)).map_err(LoadError::Damaged)?;
