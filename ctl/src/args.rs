@@ -72,6 +72,11 @@ pub(crate) enum Command {
     },
     /// Show nodes and gateways.
     Status,
+    /// Nodes of the cluster: add, replace, remove.
+    Cluster {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
     /// Write the whole list, as `import` reads it.
     Export {
         /// Where to; standard output when left out.
@@ -212,4 +217,68 @@ impl Role {
             Self::Admin => "admin",
         }
     }
+}
+
+/// Nodes of the cluster. Every change may be run again: what is done already is left as it is.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Show the members.
+    Members,
+    /// Make a node a voter; it runs with an empty disk (start it with `cluster.join: wait`).
+    Add {
+        /// Its raft address, host:port, as in its `cluster.advertise`.
+        address: String,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Put a new node in the place of a member, dead or alive.
+    Replace {
+        /// Name or id of the member that leaves.
+        old: String,
+        /// Raft address of the new node, host:port.
+        address: String,
+        /// Also when too few of the voters that stay can be reached: nothing can be written until they are back.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Take a member out, dead or alive. A leader hands over first.
+    Remove {
+        /// Name or id.
+        member: String,
+        /// Also when too few of the voters that stay can be reached: nothing can be written until they are back.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Make another node the leader.
+    StepDown {
+        /// Name or id of a voter; the one that is furthest when left out.
+        #[arg(long)]
+        to: Option<String>,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Go on from one node when the majority is lost for good: it becomes a cluster of one with all it holds. What the
+    /// lost nodes acknowledged and it never got is gone.
+    Recover {
+        /// API address of the surviving node, for example http://10.1.0.1:8080.
+        #[arg(long)]
+        from_node: String,
+        /// Confirms with the id of the lost cluster; without it, only what would be kept is shown.
+        #[arg(long, value_name = "CLUSTER-ID")]
+        yes_i_lost_the_majority: Option<String>,
+        #[command(flatten)]
+        patience: Patience,
+    },
+}
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+pub(crate) struct Patience {
+    /// Give up after this time, seconds; run the command again to go on.
+    #[arg(long, default_value_t = 600)]
+    pub(crate) timeout: u64,
 }

@@ -17,6 +17,7 @@ const PAGE: usize = 1_000;
 #[derive(Debug)]
 pub(crate) struct Problem {
     status: StatusCode,
+    code: Option<String>,
     detail: String,
     request_id: Option<String>,
     /// Of an import: one for each wrong line.
@@ -35,6 +36,13 @@ impl std::fmt::Display for Problem {
 }
 
 impl std::error::Error for Problem {}
+
+impl Problem {
+    /// The stable text of the API.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+}
 
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -123,6 +131,22 @@ impl Client {
         self.send(self.request(Method::PATCH, path).json(body)).await
     }
 
+    /// DELETE of one thing below `path`, whose name may hold any character.
+    pub(crate) async fn delete_named(
+        &self,
+        path: &str,
+        name: &str,
+        query: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let mut url = reqwest::Url::parse(&format!("{}{path}", self.base))
+            .with_context(|| format!("{} is not a URL", self.base))?;
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.push(name);
+        }
+        url.query_pairs_mut().extend_pairs(query);
+        self.send(self.http.delete(url)).await.map(drop)
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<()> {
         self.send(self.request(Method::DELETE, path)).await.map(drop)
     }
@@ -161,6 +185,7 @@ impl Client {
         let lines = errors.filter_map(|error| {
             Some(format!("line {}: {}", error.get("line")?, error.get("detail")?.as_str()?))
         });
-        Err(Problem { status, detail, request_id: text("request_id"), lines: lines.collect() }.into())
+        let (code, request_id) = (text("code"), text("request_id"));
+        Err(Problem { status, code, detail, request_id, lines: lines.collect() }.into())
     }
 }

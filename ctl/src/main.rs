@@ -1,11 +1,12 @@
 //! `outputguardctl`: the command line for people and pipelines.
 //!
-//! Map: [`args`] is what can be typed, [`client`] speaks to `/api/v1`, [`mod@print`] shows answers as a table or as JSON, [`transfer`]
-//! moves whole lists and states from and to files.
+//! Map: [`args`] is what can be typed, [`client`] speaks to `/api/v1`, [`cluster`] waits for changes of the membership,
+//! [`mod@print`] shows answers as a table or as JSON, [`transfer`] moves whole lists and states from and to files.
 //! Exit codes: 0 done, 1 refused by the server or not found, 2 wrong usage (clap's), 3 no answer from any server.
 
 mod args;
 mod client;
+mod cluster;
 mod print;
 mod transfer;
 
@@ -15,7 +16,7 @@ use anyhow::Context;
 use clap::Parser;
 use serde_json::{Value, json};
 
-use crate::args::{Args, Command, TokenCommand};
+use crate::args::{Args, ClusterCommand, Command, TokenCommand};
 use crate::client::{Client, Problem};
 
 /// The server answered and said no.
@@ -38,7 +39,10 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(args: Args) -> anyhow::Result<()> {
+async fn run(mut args: Args) -> anyhow::Result<()> {
+    if let Command::Cluster { command: ClusterCommand::Recover { from_node, .. } } = &args.command {
+        args.connection.addr.clone_from(from_node);
+    }
     let client = Client::new(&args.connection)?;
     let output = args.output;
     match args.command {
@@ -50,6 +54,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             print::entries(output, &[entry]);
         }
         Command::Remove { id } => client.delete(&format!("/entries/{id}")).await?,
+        Command::Cluster { command } => cluster::run(&client, output, command).await?,
         Command::Status => print::status(output, &client.get("/status").await?),
         Command::Export { file, format } => transfer::export(&client, file.as_deref(), format).await?,
         Command::Import { file, format, dry_run } => {

@@ -123,6 +123,58 @@ pub(crate) fn status(output: Output, status: &Value) {
     columns(status.get("gateways"), &["name", "in_sync", "applied", "node", "remote", "refused", "version"]);
 }
 
+pub(crate) fn members(output: Output, answer: &Value) {
+    if output == Output::Json {
+        value(answer);
+        return;
+    }
+    columns(
+        answer.get("members"),
+        &["name", "id", "address", "reachable", "role", "voter", "term", "applied", "version"],
+    );
+}
+
+/// What giving the majority up for lost would mean.
+pub(crate) fn recovery(output: Output, plan: &Value) {
+    if output == Output::Json {
+        value(plan);
+        return;
+    }
+    let cluster = field(plan, "cluster");
+    println!("cluster    {cluster}");
+    println!("node       {}", field(plan, "node"));
+    println!("revision   {}, newest entry in its log {}", field(plan, "revision"), field(plan, "logged"));
+    println!("entries    {}", field(plan, "entries"));
+    println!();
+    columns(plan.get("voters"), &["name", "address", "reachable", "logged"]);
+    println!();
+    match plan.get("obstacle").and_then(Value::as_str) {
+        Some(obstacle) => println!("Recovering is refused: {}", one_line(obstacle)),
+        None => println!(
+            "Recovering keeps all of this. Writes that the lost nodes acknowledged and this one never got are gone, and\n\
+             the lost nodes can only come back with empty disks. To go on:\n  --yes-i-lost-the-majority {cluster}"
+        ),
+    }
+}
+
+/// What a change came to: a sentence for people, the server's JSON for programs.
+pub(crate) fn outcome(output: Output, answer: &Value, sentence: &str) {
+    match output {
+        Output::Json => value(answer),
+        Output::Table => println!("{sentence}"),
+    }
+}
+
+/// What is going on, beside the output.
+pub(crate) fn progress(sentence: &str) {
+    eprintln!("{sentence}");
+}
+
+/// A text of an answer, or `-`.
+pub(crate) fn field(answer: &Value, key: &str) -> String {
+    shorten(&text(answer.get(key)))
+}
+
 fn columns(list: Option<&Value>, keys: &[&str]) {
     let headers: Vec<String> = keys.iter().map(|key| key.to_uppercase()).collect();
     let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
@@ -153,11 +205,15 @@ fn table(headers: &[&str], rows: Vec<Vec<String>>) {
 
 /// One line of printable text: what others wrote must not steer the reader's terminal.
 fn shorten(cell: &str) -> String {
-    let clean: String = cell.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let clean = one_line(cell);
     if clean.chars().count() <= MAX_COLUMN_CHARS {
         return clean;
     }
     clean.chars().take(MAX_COLUMN_CHARS - 1).chain("…".chars()).collect()
+}
+
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn list(value: Option<&Value>) -> String {

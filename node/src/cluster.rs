@@ -1,6 +1,9 @@
 //! What the rest of the server sees of replication: propose, read, follow.
 
 mod alone;
+mod leaving;
+mod members;
+mod recovery;
 mod start;
 mod status;
 mod stop;
@@ -22,12 +25,17 @@ use uuid::Uuid;
 
 use crate::raft::link::Peers;
 use crate::raft::proposer::Proposer;
+use crate::raft::standing::Fence;
 use crate::raft::succession::Heard;
-use crate::raft::wire::{ProposeFailure, Refusal};
-use crate::raft::{Raft, bootstrap, membership};
+use crate::raft::wire::{Probe, ProposeFailure, Refusal, Request};
+use crate::raft::{Raft, bootstrap};
 
+pub use crate::raft::change::{ChangeRefusal, MemberChange, MemberChanged, RefusalKind};
 pub use crate::raft::settings::Tuning;
-pub use start::ClusterSettings;
+pub(crate) use leaving::Leaving;
+pub use members::ChangeError;
+pub use recovery::{Recovered, RecoveryError, RecoveryPlan, VoterStanding};
+pub use start::{ClusterSettings, Join};
 pub(crate) use write::leader_of;
 
 /// Why a write did not succeed.
@@ -128,6 +136,7 @@ struct Inner {
     node: NodeInfo,
     /// As configured, sorted; empty for a cluster of one.
     configured_peers: Vec<String>,
+    join: Join,
     data_dir: PathBuf,
     admin_token_file: PathBuf,
     snapshots: Snapshots,
@@ -151,7 +160,15 @@ struct Inner {
     stop: CancellationToken,
     tasks: TaskTracker,
     /// One change of the membership at a time.
-    joining: tokio::sync::Mutex<()>,
+    changing: tokio::sync::Mutex<()>,
+    /// Closed for good when this node learns that it does not belong any more.
+    fence: Fence,
+    /// Closed for a while when this node is about to be removed.
+    leaving: Leaving,
+    /// Clusters that this one took the place of when they lost their majority.
+    superseded: Vec<Uuid>,
+    /// Asks whoever runs this node to stop it and to open it again.
+    restart: CancellationToken,
 }
 
 impl Cluster {
@@ -223,7 +240,7 @@ impl Cluster {
 
     /// True once this node is about to stop and must not lead again.
     pub(crate) fn is_retiring(&self) -> bool {
-        self.inner.retiring.is_cancelled()
+        self.inner.retiring.is_cancelled() || self.inner.fence.keeps_from_leading()
     }
 
     fn is_stopping(&self) -> bool {
@@ -239,29 +256,49 @@ impl Cluster {
         self.inner.proposer.propose(operations, None, deadline).await
     }
 
-    /// On the leader: makes a node a voter.
-    pub(crate) async fn join_here(&self, id: NodeId, node: NodeInfo, pristine: bool) -> Result<(), Refusal> {
-        let metrics = {
-            use openraft::async_runtime::WatchReceiver as _;
-            self.raft().metrics().borrow_watched().clone()
-        };
-        if metrics.state != openraft::ServerState::Leader {
-            return Err(Refusal::NotLeader { leader: leader_of(&metrics) });
-        }
-        let _one = self.inner.joining.lock().await;
-        membership::join(self.raft(), self.peers(), id, node, pristine).await
+    /// Why this node serves nobody any more; `None` while it belongs to its cluster.
+    pub fn fenced(&self) -> Option<String> {
+        self.inner.fence.reason()
     }
 
-    pub(crate) async fn probed(&self, peers: &[String]) -> Result<crate::raft::wire::Probe, Refusal> {
+    pub(crate) fn fence(&self) -> &Fence {
+        &self.inner.fence
+    }
+
+    pub(crate) fn leaving(&self) -> &Leaving {
+        &self.inner.leaving
+    }
+
+    pub(crate) fn join_mode(&self) -> Join {
+        self.inner.join
+    }
+
+    pub(crate) async fn probed(&self, peers: &[String]) -> Result<Probe, Refusal> {
         bootstrap::answer_probe(self, peers).await
     }
 
-    /// Requests for another cluster or another node are refused.
-    pub(crate) fn check_target(&self, cluster: Option<Uuid>, to: Option<NodeId>) -> Result<(), Refusal> {
+    /// Requests for another cluster or another node are refused, and those of a node that says it is this one.
+    pub(crate) fn check_target(
+        &self,
+        cluster: Option<Uuid>,
+        from: NodeId,
+        to: Option<NodeId>,
+        request: &Request,
+    ) -> Result<(), Refusal> {
         if let (Some(mine), Some(yours)) = (self.reader().state().cluster(), cluster)
             && mine != yours
         {
-            return Err(Refusal::WrongCluster { mine, yours });
+            return Err(if self.inner.superseded.contains(&yours) {
+                Refusal::Superseded { mine, yours }
+            } else {
+                Refusal::WrongCluster { mine, yours }
+            });
+        }
+        // A node may ask itself who it is, to find out that two addresses lead to it.
+        if from == self.id()
+            && !matches!(request, Request::Probe { .. } | Request::Identify | Request::Status)
+        {
+            return Err(Refusal::SameId(from));
         }
         match to {
             Some(yours) if yours != self.id() => Err(Refusal::WrongTarget { mine: self.id(), yours }),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use node::config::{Config, Flags, normalise};
-use node::run::{Listeners, run};
+use node::run::{Ended, Listeners, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -28,6 +28,14 @@ fn main() -> ExitCode {
 }
 
 fn serve(flags: Flags) -> anyhow::Result<()> {
+    // A new runtime each time: nothing of the node before works on.
+    while serve_once(flags.clone())? == Ended::Again {
+        tracing::info!("the node starts again");
+    }
+    Ok(())
+}
+
+fn serve_once(flags: Flags) -> anyhow::Result<Ended> {
     let config = Config::load(flags)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

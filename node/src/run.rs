@@ -70,12 +70,21 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
+/// Why a node ended in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// It is to be run again, from the same configuration: its data becomes another cluster's then.
+    Again,
+}
+
 /// Runs a node until `shutdown`, then stops it in order: readiness says no, a leader hands over, gateways are sent
 /// elsewhere, no new connections, requests under way end, raft stops, tasks end.
 ///
 /// # Errors
 /// When the node cannot start, or cannot go on.
-pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<Ended> {
     let registry = Registry::new();
     check_data_dir(&config.data_dir)?;
     let resolver = resolver(&config, &registry)?;
@@ -87,6 +96,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         data_dir: config.data_dir,
         advertise: config.advertise,
         peers: config.peers,
+        join: config.join,
         admin_token_file: config.admin_token_file,
         tls,
         tuning: Tuning::default(),
@@ -113,9 +123,10 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         api = %config.listen_api, feed = %config.listen_feed, raft = %config.listen_raft, "node {} is up", config.name
     );
 
-    let failure = tokio::select! {
-        () = shutdown.cancelled() => None,
-        reason = cluster.failed() => Some(reason),
+    let (ended, failure) = tokio::select! {
+        () = shutdown.cancelled() => (Ended::Stopped, None),
+        () = cluster.restart_wanted() => (Ended::Again, None),
+        reason = cluster.failed() => (Ended::Stopped, Some(reason)),
     };
     tracing::info!(reason = failure.as_deref().unwrap_or("asked to"), "node stops");
     // From now on readiness says no and every answer ends its connection, but requests are still served: balancers
@@ -138,7 +149,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         tracing::warn!(left = tasks.len(), "tasks did not end in time");
     }
     match failure {
-        None => Ok(()),
+        None => Ok(ended),
         Some(reason) => Err(anyhow!("raft cannot go on: {reason}")),
     }
 }

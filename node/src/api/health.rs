@@ -44,6 +44,9 @@ pub(super) async fn readyz(State(app): State<AppState>) -> (StatusCode, Json<Rea
     if app.sessions().is_draining() {
         reasons.push("the node is being shut down".to_owned());
     }
+    if let Some(reason) = app.cluster().fenced() {
+        reasons.push(reason);
+    }
     if app.cluster().node_status().is_none() {
         reasons.push("the node has not recovered its state yet".to_owned());
     }

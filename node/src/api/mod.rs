@@ -16,7 +16,7 @@
 //! `into_make_service_with_connect_info` with `axum::serve`) and serves HTTP/1.1 connections with upgrades, which
 //! the feed needs (`run/serve.rs`).
 //!
-//! Map: [`router`](mod@router) lists every path; `entries`, `status`, `tokens`, `session`, `health` hold the handlers;
+//! Map: [`router`](mod@router) lists every path; `entries`, `members`, `status`, `tokens`, `session`, `health` hold the handlers;
 //! `entry_view` is an entry as JSON, `search` finds entries; `input` and [`problem`] give axum's extractors and all
 //! errors one shape; `once` makes writes safe to repeat; `bulk` moves whole lists, `backup` whole states; `metrics`
 //! counts.
@@ -37,12 +37,15 @@ mod backup;
 mod bulk;
 mod entries;
 mod entry_view;
+mod fence;
 mod headers;
 mod health;
 mod input;
+mod members;
 mod metrics;
 mod once;
 pub mod problem;
+mod recovery;
 mod revision;
 pub mod router;
 mod search;
@@ -181,7 +184,8 @@ impl AppState {
         Ok(self.token_here(text))
     }
 
-    fn token_here(&self, text: &str) -> Option<Token> {
+    /// The stored token for a text as far as this node knows, whatever has been written elsewhere since.
+    pub(crate) fn token_here(&self, text: &str) -> Option<Token> {
         token::find(self.local().tokens().values(), text).cloned()
     }
 }

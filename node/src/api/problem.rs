@@ -17,7 +17,7 @@ use tower_http::request_id::RequestId;
 use utoipa::ToSchema;
 
 use super::once::REPLAYED_HEADER;
-use crate::cluster::{ReadError, WriteError};
+use crate::cluster::{ChangeError, ReadError, RefusalKind, WriteError};
 
 /// Content type of every error.
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -120,6 +120,18 @@ codes! {
     Draining = "draining", SERVICE_UNAVAILABLE, "The node is being drained";
     /// The node holds as many sessions as it may.
     TooManySessions = "too_many_sessions", SERVICE_UNAVAILABLE, "Too many sessions";
+    /// The node to be added does not answer at its address.
+    NodeUnreachable = "node_unreachable", CONFLICT, "The node does not answer";
+    /// The node cannot be a member as it is.
+    NodeUnfit = "node_unfit", CONFLICT, "The node cannot be a member";
+    /// The voters that are left could not form a majority.
+    WouldLoseQuorum = "would_lose_quorum", CONFLICT, "The cluster would lose its quorum";
+    /// Going on alone is not called for, or not from this node.
+    RecoveryRefused = "recovery_refused", CONFLICT, "Recovering is refused";
+    /// Another change of the membership is under way.
+    MembershipBusy = "membership_busy", SERVICE_UNAVAILABLE, "The membership is being changed";
+    /// The node does not belong to its cluster any more.
+    NotAMember = "not_a_member", SERVICE_UNAVAILABLE, "The node does not belong to the cluster";
     /// No leader in reach.
     NoQuorum = "no_quorum", SERVICE_UNAVAILABLE, "The cluster has no quorum";
     /// The node takes no writes.
@@ -286,6 +298,34 @@ impl From<ReadError> for Problem {
     fn from(error: ReadError) -> Self {
         Self::new(Code::NoQuorum, format!("{error}; `?consistency=stale` reads what this node holds"))
             .retry_after(NO_QUORUM_RETRY_S)
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        let text = error.to_string();
+        match error {
+            ChangeError::Refused(refusal) => {
+                let code = match refusal.kind {
+                    RefusalKind::NoSuchMember => Code::NotFound,
+                    RefusalKind::Unfit => Code::NodeUnfit,
+                    RefusalKind::Unreachable => Code::NodeUnreachable,
+                    RefusalKind::NoQuorumLeft => Code::WouldLoseQuorum,
+                    RefusalKind::Busy => Code::MembershipBusy,
+                };
+                let problem = Self::new(code, text);
+                if code == Code::MembershipBusy { problem.retry_after(NO_QUORUM_RETRY_S) } else { problem }
+            }
+            ChangeError::NoLeader(_) => Self::new(
+                Code::NoQuorum,
+                format!("{text}; nothing was changed, the request may be sent again"),
+            )
+            .retry_after(NO_QUORUM_RETRY_S),
+            ChangeError::Unknown(_) => Self::new(
+                Code::OutcomeUnknown,
+                format!("{text}; send the request again: what is done already is left as it is"),
+            ),
+        }
     }
 }
 

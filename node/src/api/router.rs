@@ -21,8 +21,8 @@ use utoipa_axum::routes;
 
 use super::problem::{self, Code, Problem};
 use super::{
-    AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, backup, bulk, entries, headers, health, metrics,
-    session, status, tokens,
+    AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, backup, bulk, entries, fence, headers, health,
+    members, metrics, recovery, session, status, tokens,
 };
 use crate::auth::caller::SESSION_COOKIE;
 use crate::{feed, web};
@@ -39,6 +39,10 @@ fn paths() -> OpenApiRouter<AppState> {
         .routes(routes!(backup::backup))
         .routes(routes!(backup::restore))
         .routes(routes!(status::get))
+        .routes(routes!(members::list, members::add))
+        .routes(routes!(members::remove))
+        .routes(routes!(members::step_down))
+        .routes(routes!(recovery::plan, recovery::recover))
         .routes(routes!(tokens::list, tokens::add))
         .routes(routes!(tokens::remove))
         .routes(routes!(session::get, session::log_in, session::log_out))
@@ -66,6 +70,7 @@ pub fn router(app: AppState, transport: Transport) -> axum::Router {
         .layer(CompressionLayer::new())
         .layer(from_fn_with_state(app.clone(), headers::complete))
         .layer(from_fn(problem::render))
+        .layer(from_fn_with_state(app.clone(), fence::refuse_when_closed))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(deadline))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -49,18 +49,18 @@ pub(super) struct Status {
 /// A node.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Node)]
-struct NodeView {
+pub(super) struct NodeView {
     /// Raft id; a text, because JavaScript cannot hold 64-bit numbers.
     id: String,
-    name: String,
+    pub(super) name: String,
     /// Raft address.
     address: String,
     /// False for learners.
     voter: bool,
     /// False when it did not answer; the rest is null then.
     reachable: bool,
-    role: Option<String>,
-    term: Option<u64>,
+    pub(super) role: Option<String>,
+    pub(super) term: Option<u64>,
     applied: Option<u64>,
     committed: Option<u64>,
     digest: Option<String>,

@@ -62,6 +62,10 @@ pub struct Editor(pub Caller);
 #[derive(Debug, Clone)]
 pub struct Admin(pub Caller);
 
+/// A caller that may do everything as far as this node itself knows: for what is done when nobody else can be asked.
+#[derive(Debug, Clone)]
+pub struct LocalAdmin(pub Caller);
+
 /// A caller that may open a feed: exactly gateways, and admins to look at it.
 #[derive(Debug, Clone)]
 pub struct FeedClient(pub Caller);
@@ -121,6 +125,20 @@ impl FromRequestParts<AppState> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
         Caller::from_request_parts(parts, app).await?.require(Role::Admin).map(Self)
+    }
+}
+
+impl FromRequestParts<AppState> for LocalAdmin {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
+        let found = bearer(&parts.headers)?.and_then(|text| app.token_here(text));
+        let Some(Token { name, role, sha256, .. }) = found else {
+            let detail = "this needs `Authorization: Bearer …` with an admin token that this node knows";
+            return Err(Problem::new(Code::Unauthorized, detail));
+        };
+        let (remote, request_id) = (remote(parts), request_id(parts));
+        Caller { name, role, sha256, remote, request_id }.require(Role::Admin).map(Self)
     }
 }
 

@@ -8,7 +8,7 @@ use raft_store::FatalHook;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use super::{Cluster, ClusterSettings, Tuning};
+use super::{Cluster, ClusterSettings, Join, Tuning};
 use crate::tls::NodeTls;
 
 /// Founding takes some fsyncs.
@@ -30,6 +30,7 @@ impl Cluster {
             data_dir: dir.join("data"),
             advertise,
             peers: Vec::new(),
+            join: Join::Auto,
             admin_token_file: dir.join("admin.token"),
             tuning: Tuning::default(),
         };

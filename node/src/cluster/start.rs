@@ -12,10 +12,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Cluster, Inner, Tuning};
+use super::{Cluster, Inner, Leaving, Tuning};
 use crate::raft::link::{Identity, Peers};
 use crate::raft::network::NetworkFactory;
 use crate::raft::proposer::Proposer;
+use crate::raft::standing::{self, Fence};
 use crate::raft::succession::{self, Heard};
 use crate::raft::{Metrics, Raft, bootstrap, compaction, server};
 use crate::tls::NodeTls;
@@ -31,12 +32,24 @@ pub struct ClusterSettings {
     pub advertise: String,
     /// All nodes of the cluster, sorted; empty for a cluster of one.
     pub peers: Vec<String>,
+    /// What a node with an empty disk does.
+    pub join: Join,
     /// Where the first admin token is written, or was put beforehand.
     pub admin_token_file: PathBuf,
     /// Certificates.
     pub tls: NodeTls,
     /// Timeouts and sizes.
     pub tuning: Tuning,
+}
+
+/// What a node with an empty disk does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Join {
+    /// Founds a cluster with its configured peers, or asks them to let it in.
+    #[default]
+    Auto,
+    /// Waits until an operator adds it to a cluster.
+    Wait,
 }
 
 impl Cluster {
@@ -63,6 +76,7 @@ impl Cluster {
             data_dir,
             advertise,
             peers: configured_peers,
+            join,
             admin_token_file,
             tls,
             tuning,
@@ -73,7 +87,9 @@ impl Cluster {
         let id = store.id;
         tracing::info!(node = %node, id = %format_args!("{id:016x}"), data = %data_dir.display(), "node opened");
 
-        let peers = Peers::new(Identity { id, reader: store.reader.clone() }, tls.peer_client());
+        let fence = Fence::default();
+        let peers =
+            Peers::new(Identity { id, reader: store.reader.clone() }, tls.peer_client(), fence.clone());
         let network = NetworkFactory { id, peers: peers.clone() };
         let config = tuning.raft_config().context("settings for raft")?;
         let raft =
@@ -86,6 +102,7 @@ impl Cluster {
                 id,
                 node,
                 configured_peers,
+                join,
                 data_dir,
                 admin_token_file,
                 snapshots: store.snapshots,
@@ -103,7 +120,11 @@ impl Cluster {
                 serving: TaskTracker::new(),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
-                joining: tokio::sync::Mutex::new(()),
+                changing: tokio::sync::Mutex::new(()),
+                fence,
+                leaving: Leaving::default(),
+                superseded: store.superseded,
+                restart: CancellationToken::new(),
             }),
         };
         let (tasks, stop) = (&cluster.inner.tasks, &cluster.inner.stop);
@@ -113,6 +134,7 @@ impl Cluster {
         cluster.inner.serving.spawn(server::run(cluster.clone(), listener, tls.peer_server(), ending));
         tasks.spawn(succession::run(cluster.clone(), stop.clone()));
         tasks.spawn(bootstrap::run(cluster.clone(), completed, stop.clone()));
+        tasks.spawn(standing::watch(cluster.clone(), stop.clone()));
         tasks.spawn(forget_old_peers(cluster.clone(), stop.clone()));
         Ok(cluster)
     }

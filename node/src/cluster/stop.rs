@@ -6,6 +6,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::Fatal;
 use openraft::{Instant as _, LogIdOptionExt as _, ServerState};
 use raft_store::Store;
+use raft_store::types::NodeId;
 use tokio::time::timeout;
 
 use super::Cluster;
@@ -55,20 +56,36 @@ impl Cluster {
         };
         let metrics = self.raft().metrics().borrow_watched().clone();
         for heir in heirs(&metrics) {
-            tracing::info!(to = %format_args!("{heir:016x}"), "handing leadership over");
-            if self.raft().trigger().transfer_leader(heir).await.is_err() {
+            if self.transfer_to(heir).await {
                 return;
             }
-            let id = self.id();
-            let handed = |metrics: &Metrics| {
-                metrics.state != ServerState::Leader
-                    && metrics.current_leader.is_some_and(|leader| leader != id)
-            };
-            if self.raft().wait(Some(HANDOVER_TIMEOUT)).metrics(handed, "hand over").await.is_ok() {
-                return;
-            }
-            tracing::warn!(to = %format_args!("{heir:016x}"), "the successor did not take over in time");
         }
+    }
+
+    /// Makes a certain voter the leader when this node leads. Writes go on, as in [`Self::hand_over`].
+    pub(crate) async fn hand_over_to(&self, heir: NodeId) {
+        let Ok(_paused) = timeout(PAUSE_TIMEOUT, self.inner.proposer.pause()).await else {
+            tracing::warn!("writes under way are not confirmed in time; leadership stays here");
+            return;
+        };
+        self.transfer_to(heir).await;
+    }
+
+    /// True when somebody else leads, or nothing more can be done.
+    async fn transfer_to(&self, heir: NodeId) -> bool {
+        tracing::info!(to = %format_args!("{heir:016x}"), "handing leadership over");
+        if self.raft().trigger().transfer_leader(heir).await.is_err() {
+            return true;
+        }
+        let id = self.id();
+        let handed = |metrics: &Metrics| {
+            metrics.state != ServerState::Leader && metrics.current_leader.is_some_and(|leader| leader != id)
+        };
+        if self.raft().wait(Some(HANDOVER_TIMEOUT)).metrics(handed, "hand over").await.is_ok() {
+            return true;
+        }
+        tracing::warn!(to = %format_args!("{heir:016x}"), "the successor did not take over in time");
+        false
     }
 
     /// Stops this node as a crash would: nothing is handed over, nobody is told.

@@ -22,6 +22,8 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 /// A forwarded write whose leader was replaced may still be answered for this long: a leader that hands over answers what
 /// it has begun.
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
+/// Told to clients of a node that is about to be removed.
+const ABOUT_TO_LEAVE: &str = "it is about to be removed from the cluster";
 
 /// Who leads, as far as this node knows.
 enum Leader {
@@ -51,6 +53,12 @@ impl Cluster {
         if self.is_stopping() {
             return Err(WriteError::Unavailable("it is shutting down".to_owned()));
         }
+        if let Some(reason) = self.fenced() {
+            return Err(WriteError::Unavailable(reason));
+        }
+        let Some(_under_way) = self.leaving().enter().await else {
+            return Err(WriteError::Unavailable(ABOUT_TO_LEAVE.to_owned()));
+        };
         let reply = self.commit(operations, deadline).await?;
         self.wait_applied(reply.revision, deadline).await.map_err(|()| {
             WriteError::Unknown(format!(
@@ -91,6 +99,12 @@ impl Cluster {
     /// [`ReadError`] within `timeout`.
     pub async fn read_barrier(&self, timeout: Duration) -> Result<u64, ReadError> {
         let deadline = Instant::now() + timeout;
+        if let Some(reason) = self.fenced() {
+            return Err(ReadError(reason));
+        }
+        let Some(_under_way) = self.leaving().enter().await else {
+            return Err(ReadError(ABOUT_TO_LEAVE.to_owned()));
+        };
         let index = self.read_index(deadline).await?;
         self.wait_applied(index, deadline)
             .await
@@ -256,7 +270,7 @@ fn time_for_leader(deadline: Instant) -> u64 {
 }
 
 /// Waits until raft knows something new or a little while; an error when `deadline` is over.
-async fn pause(metrics: &mut MetricsWatch, deadline: Instant) -> Result<(), ()> {
+pub(super) async fn pause(metrics: &mut MetricsWatch, deadline: Instant) -> Result<(), ()> {
     let wake = deadline.min(Instant::now() + RETRY_PAUSE);
     if let Ok(Err(_)) = timeout_at(wake, metrics.changed()).await {
         // Raft has ended; nothing will change.

@@ -36,6 +36,9 @@ pub struct Flags {
     /// All nodes of the cluster, host:port, comma separated, this one included.
     #[arg(long, env = "OUTPUTGUARD_CLUSTER_PEERS", value_delimiter = ',')]
     pub peers: Option<Vec<String>>,
+    /// What a node with an empty disk does: auto (found the cluster or join its peers), or wait (until it is added).
+    #[arg(long, env = "OUTPUTGUARD_CLUSTER_JOIN")]
+    pub join: Option<String>,
     /// Directory with ca.pem and the node's certificate.
     #[arg(long, env = "OUTPUTGUARD_TLS_DIR")]
     pub tls_dir: Option<PathBuf>,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use crate::cluster::Join;
 pub use flags::{Flags, normalise};
 
 /// Where data lives unless configured.
@@ -42,6 +43,8 @@ pub struct Config {
     pub advertise: String,
     /// All nodes of the cluster, this one included, sorted; empty for a cluster of one.
     pub peers: Vec<String>,
+    /// What the node does while its disk is empty.
+    pub join: Join,
     /// CA and node certificates.
     pub tls_dir: PathBuf,
     /// Where the first admin token is written, or was put beforehand.
@@ -125,6 +128,7 @@ struct ListenSection {
 struct ClusterSection {
     advertise: Option<String>,
     peers: Option<Vec<String>>,
+    join: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -212,6 +216,7 @@ fn build(file: File, flags: Flags) -> Result<Config, ConfigError> {
             remedy: "list every node of the cluster there, this one included, written the same way on all",
         });
     }
+    let join = join(flags.join.or(file.cluster.join).as_deref())?;
     let tls_dir = flags.tls_dir.or(file.tls.dir).unwrap_or_else(|| data_dir.join("tls"));
     let admin_token_file =
         flags.admin_token_file.or(file.auth.admin_token_file).unwrap_or_else(|| data_dir.join("admin.token"));
@@ -229,10 +234,23 @@ fn build(file: File, flags: Flags) -> Result<Config, ConfigError> {
         listen_raft,
         advertise,
         peers,
+        join,
         tls_dir,
         admin_token_file,
         resolver,
     })
+}
+
+fn join(text: Option<&str>) -> Result<Join, ConfigError> {
+    match text {
+        None | Some("auto") => Ok(Join::Auto),
+        Some("wait") => Ok(Join::Wait),
+        Some(other) => Err(ConfigError::Value {
+            key: "cluster.join",
+            problem: format!("{other:?} is neither"),
+            remedy: "write auto (found the cluster or join its peers) or wait (until `outputguardctl cluster add`)",
+        }),
+    }
 }
 
 fn host_name() -> Result<String, ConfigError> {
@@ -268,8 +286,9 @@ fn listen(key: &'static str, text: Option<String>, default: &str) -> Result<Sock
     })
 }
 
-fn check_host_port(key: &'static str, text: &str) -> Result<(), ConfigError> {
-    let fits = text.rsplit_once(':').is_some_and(|(host, port)| {
+/// True for `host:port`, `IPv4:port` and `[IPv6]:port`.
+pub(crate) fn is_host_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let host_fits = match bare {
             Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
@@ -279,8 +298,11 @@ fn check_host_port(key: &'static str, text: &str) -> Result<(), ConfigError> {
             }
         };
         host_fits && port.parse::<u16>().is_ok_and(|port| port != 0)
-    });
-    if fits {
+    })
+}
+
+fn check_host_port(key: &'static str, text: &str) -> Result<(), ConfigError> {
+    if is_host_port(text) {
         return Ok(());
     }
     Err(ConfigError::Value {

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::admin_token;
 use super::link::{CallError, Purpose};
 use super::wire::{Probe, Refusal, Request, Response, Standing};
-use crate::cluster::{Cluster, WriteError, leader_of};
+use crate::cluster::{Cluster, Join, WriteError, leader_of};
 
 /// A peer has this long to say who it is.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,6 +43,13 @@ pub(crate) async fn run(cluster: Cluster, completed: watch::Sender<bool>, stop: 
         become_voter(&cluster).await;
         complete(&cluster).await;
         completed.send_replace(true);
+    };
+    // A node that does not belong any more has nothing to become.
+    let work = async {
+        tokio::select! {
+            () = work => {}
+            () = cluster.fence().closed() => {}
+        }
     };
     if stop.run_until_cancelled(work).await.is_some() {
         // Keep the channel open as long as the node runs.
@@ -80,13 +87,16 @@ async fn round(cluster: &Cluster) -> Progress {
     let metrics = cluster.raft().metrics().borrow_watched().clone();
     let me = cluster.id();
     if initialised && metrics.membership_config.membership().voter_ids().any(|voter| voter == me) {
-        if metrics.current_leader.is_some() {
-            return Progress::Voter;
-        }
-        return match removed(cluster).await {
-            Some(message) => Progress::Again(message),
+        return match metrics.current_leader {
+            Some(_) => Progress::Voter,
             None => Progress::Again("no leader yet".to_owned()),
         };
+    }
+    if !initialised && cluster.join_mode() == Join::Wait {
+        return Progress::Again(format!(
+            "waiting to be added: `outputguardctl cluster add {}`",
+            cluster.node().raft_address
+        ));
     }
     let others: Vec<_> =
         cluster.configured_peers().iter().filter(|peer| **peer != cluster.node().raft_address).collect();
@@ -111,10 +121,18 @@ async fn round(cluster: &Cluster) -> Progress {
     if !initialised && standings.iter().any(|answer| is_member(answer)) {
         return Progress::Again("the cluster has no leader to join".to_owned());
     }
-    if let Some(trouble) = answers.iter().find_map(|(address, answer)| {
-        answer.as_ref().err().map(|error| format!("waiting for peer {address}: {error}"))
-    }) {
-        return Progress::Again(trouble);
+    let missing: Vec<_> = answers
+        .iter()
+        .filter_map(|(address, answer)| Some((address.as_str(), answer.as_ref().err()?.to_string())))
+        .collect();
+    if let Some((_, reason)) = missing.first() {
+        let names: Vec<_> = missing.iter().map(|(address, _)| *address).collect();
+        let names = names.join(", ");
+        return Progress::Again(if initialised {
+            format!("waiting for members {names} to be up ({reason})")
+        } else {
+            format!("waiting for peers {names} to be up to found the cluster ({reason})")
+        });
     }
     let founder = cluster.configured_peers().first() == Some(&cluster.node().raft_address);
     if initialised || !founder {
@@ -179,22 +197,6 @@ async fn await_membership(cluster: &Cluster) -> Progress {
         Ok(_) => Progress::Soon,
         Err(_) => Progress::Again("waiting for the leader's log".to_owned()),
     }
-}
-
-/// What a node that takes itself for a voter learns when the others have a leader but no longer count it.
-async fn removed(cluster: &Cluster) -> Option<String> {
-    let metrics = cluster.raft().metrics().borrow_watched().clone();
-    let me = cluster.id();
-    let membership = metrics.membership_config.membership();
-    let addresses =
-        membership.nodes().filter(|(id, _)| **id != me).map(|(_, node)| node.raft_address.clone()).collect();
-    probe(cluster, addresses).await.into_values().flatten().find_map(|probe| match probe.standing {
-        Standing::Member { members, led: true, .. } if !members.contains(&me) => Some(format!(
-            "node {me:016x} was removed from the cluster; to join again, stop it and empty its data directory \
-             (keep tls/)"
-        )),
-        _ => None,
-    })
 }
 
 async fn probe(cluster: &Cluster, addresses: Vec<String>) -> BTreeMap<String, Result<Probe, CallError>> {

@@ -15,6 +15,7 @@ use raft_store::types::NodeId;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::standing::Fence;
 use super::wire::{Refusal, Request, Response};
 pub(crate) use connection::tune;
 use connection::{Connection, connect};
@@ -67,12 +68,13 @@ pub(crate) struct Identity {
 pub(crate) struct Peers {
     identity: Identity,
     tls: Arc<rustls::ClientConfig>,
+    fence: Fence,
     known: Arc<Mutex<HashMap<String, Arc<Peer>>>>,
 }
 
 impl Peers {
-    pub(crate) fn new(identity: Identity, tls: Arc<rustls::ClientConfig>) -> Self {
-        Self { identity, tls, known: Arc::default() }
+    pub(crate) fn new(identity: Identity, tls: Arc<rustls::ClientConfig>, fence: Fence) -> Self {
+        Self { identity, tls, fence, known: Arc::default() }
     }
 
     /// A way to whoever is at `address`; `to` is the node that is meant.
@@ -85,7 +87,7 @@ impl Peers {
                 warned: AtomicBool::new(false),
             })
         }));
-        Link { identity: self.identity.clone(), peer, to, purpose }
+        Link { identity: self.identity.clone(), peer, to, purpose, fence: self.fence.clone() }
     }
 
     /// Forgets peers at other addresses than these.
@@ -118,12 +120,14 @@ pub(crate) struct Link {
     peer: Arc<Peer>,
     to: Option<NodeId>,
     purpose: Purpose,
+    fence: Fence,
 }
 
 /// A request that has been handed to a connection.
 pub(crate) struct Pending {
     peer: String,
     answer: oneshot::Receiver<Response>,
+    fence: Fence,
 }
 
 impl Pending {
@@ -131,6 +135,7 @@ impl Pending {
     pub(crate) async fn answer(&mut self, deadline: Instant) -> Result<Response, CallError> {
         match timeout_at(deadline, &mut self.answer).await {
             Ok(Ok(Response::Refused(refusal))) => {
+                self.fence.judge(&self.peer, &refusal);
                 Err(CallError::Refused { peer: self.peer.clone(), refusal })
             }
             Ok(Ok(Response::Goodbye)) => {
@@ -159,7 +164,7 @@ impl Link {
     /// Hands `request` to the connection, after all requests submitted before.
     pub(crate) async fn submit(&self, request: Request) -> Result<Pending, CallError> {
         let connection = self.connection().await?;
-        connection.submit(&self.identity, self.to, request).await
+        connection.submit(&self.identity, self.to, request, &self.fence).await
     }
 
     /// Keeps a connection open and returns when it has ended or could not be made.
@@ -172,7 +177,12 @@ impl Link {
     /// A connection nobody else uses, for a long transfer.
     pub(crate) async fn own_connection(&self) -> Result<OwnConnection, CallError> {
         let connection = connect(&self.peer).await.map_err(CallError::NotSent)?;
-        Ok(OwnConnection { connection, identity: self.identity.clone(), to: self.to })
+        Ok(OwnConnection {
+            connection,
+            identity: self.identity.clone(),
+            to: self.to,
+            fence: self.fence.clone(),
+        })
     }
 
     /// The open connection, or a new one. Connecting goes on when the caller gives up: a heartbeat does not wait long
@@ -221,12 +231,13 @@ pub(crate) struct OwnConnection {
     connection: Connection,
     identity: Identity,
     to: Option<NodeId>,
+    fence: Fence,
 }
 
 impl OwnConnection {
     /// Sends a request that will be answered.
     pub(crate) async fn submit(&self, request: Request) -> Result<Pending, CallError> {
-        self.connection.submit(&self.identity, self.to, request).await
+        self.connection.submit(&self.identity, self.to, request, &self.fence).await
     }
 
     /// Sends a request that only has an answer together with others.

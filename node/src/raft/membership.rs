@@ -8,54 +8,196 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, LogIdOptionExt as _};
-use raft_store::NodeInfo;
 use raft_store::types::NodeId;
-use tokio::time::Instant;
+use raft_store::{NodeInfo, TypeConfig};
+use tokio::time::{Instant, timeout_at};
 
-use super::link::{Peers, Purpose};
-use super::wire::{Refusal, Request};
+use super::change::{ChangeRefusal, MemberChanged, RefusalKind};
+use super::departure::{self, Force};
+use super::link::{CallError, Purpose};
+use super::wire::{Probe, Refusal, Request, Response, Standing};
 use super::{Metrics, Raft};
+use crate::cluster::Cluster;
 
-/// A new node that has not caught up after this time asks again.
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(25);
-/// How long the old node with the same name has to show that it is alive.
-const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a node has to say who it is, or that it is alive.
+pub(super) const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A learner this close to the leader is made a voter, entries.
 const CAUGHT_UP_ENTRIES: u64 = 1_000;
+/// Part of the caller's time kept for the change itself, once the new node has caught up.
+const CHANGE_TIME: Duration = Duration::from_secs(2);
 
-/// Makes `id` a voter. This node must be the leader.
-pub(crate) async fn join(
-    raft: &Raft,
-    peers: &Peers,
-    id: NodeId,
-    node: NodeInfo,
-    pristine: bool,
-) -> Result<(), Refusal> {
-    let metrics = raft.metrics().borrow_watched().clone();
+/// Makes the node at `address` a voter, in the place of `replaces` if there is one. This node must be the leader and
+/// hold the lock on changes.
+pub(crate) async fn add(
+    cluster: &Cluster,
+    address: &str,
+    replaces: Option<&str>,
+    force: Force,
+    deadline: Instant,
+) -> Result<MemberChanged, Refusal> {
+    let Probe { id, node, standing } = identify(cluster, address).await?;
+    let metrics = metrics(cluster);
+    let known = metrics.membership_config.membership().get_node(&id).cloned();
+    let unfit = |message: String| Err(Refusal::Change(ChangeRefusal::new(RefusalKind::Unfit, message)));
+    let is_voter = metrics.membership_config.membership().voter_ids().any(|voter| voter == id);
+    let mine = cluster.reader().state().cluster();
+    match (standing, &known) {
+        (Standing::Member { cluster: theirs, .. }, _) if theirs.is_some() && theirs != mine => {
+            return unfit(format!(
+                "{node} belongs to another cluster ({}); stop it, empty its data directory (keep tls/) and start it \
+                 with `cluster.join: wait`",
+                theirs.unwrap_or_default()
+            ));
+        }
+        (Standing::Member { cluster: None, .. }, None) => {
+            return unfit(format!(
+                "{node} is founding a cluster of its own; stop it, empty its data directory (keep tls/) and start it \
+                 with `cluster.join: wait`"
+            ));
+        }
+        (Standing::Member { .. }, None) => {
+            return unfit(format!(
+                "{node} (node {id:016x}) was removed from this cluster, and an id never comes back; stop it, empty its \
+                 data directory (keep tls/), start it and add it again"
+            ));
+        }
+        (_, Some(member)) if member.raft_address != node.raft_address => {
+            return unfit(format!(
+                "{node} has the node id of {member} ({id:016x}): its data directory is a copy; stop it, empty its data \
+                 directory (keep tls/), start it and add it again"
+            ));
+        }
+        (Standing::Pristine, Some(member)) if is_voter => {
+            return unfit(format!(
+                "{member} (node {id:016x}) says that its disk is empty; stop it and empty its data directory \
+                 altogether (keep tls/), so that it comes back with a new id"
+            ));
+        }
+        // A learner that nothing has reached yet is pristine, too.
+        (Standing::Member { .. }, Some(_)) | (Standing::Pristine, _) => {}
+    }
+    if node.raft_address != address {
+        let there = identify(cluster, &node.raft_address).await?;
+        if there.id != id {
+            return unfit(format!(
+                "the node at {address} says that its address is {} (cluster.advertise), but node {} is there; give \
+                 every node its own",
+                node.raft_address, there.node.name
+            ));
+        }
+    }
+    let leaving = match replaces {
+        None => None,
+        Some(old) => match departure::find(&metrics, old) {
+            Ok((old, _)) if old == id => return unfit(format!("{node} cannot replace itself")),
+            Ok((old, _)) => Some(old),
+            // Run a second time: the change was made the first time.
+            Err(_) if is_voter => None,
+            Err(refusal) => return Err(refusal),
+        },
+    };
+    if let Some(leaving) = leaving {
+        departure::check_quorum(cluster, &metrics, leaving, Some((id, &node)), force).await?;
+        departure::hand_over_before_leaving(cluster, &metrics, leaving).await?;
+    }
+    let newcomer = Newcomer { id, node: node.clone(), pristine: true };
+    match admit(cluster, newcomer, leaving, deadline).await? {
+        Admitted::Voter => Ok(MemberChanged::Added { id, node }),
+        Admitted::CatchingUp { behind } => Ok(MemberChanged::CatchingUp { id, node, behind }),
+    }
+}
+
+async fn identify(cluster: &Cluster, address: &str) -> Result<Probe, Refusal> {
+    let link = cluster.peers().link(address, None, Purpose::Forward);
+    match link.call(Request::Identify, Instant::now() + ALIVE_TIMEOUT * 2).await {
+        Ok(Response::Probe(probe)) => Ok(probe),
+        Err(CallError::Refused { refusal: Refusal::WrongCluster { mine, .. }, .. }) => {
+            Err(Refusal::Change(ChangeRefusal::new(
+                RefusalKind::Unfit,
+                format!(
+                    "the node at {address} belongs to another cluster ({mine}); stop it, empty its data directory \
+                     (keep tls/) and start it with `cluster.join: wait`"
+                ),
+            )))
+        }
+        Ok(_) => Err(unreachable(address, "its answer does not fit")),
+        Err(error) => Err(unreachable(address, &error.to_string())),
+    }
+}
+
+fn unreachable(address: &str, reason: &str) -> Refusal {
+    let message = format!(
+        "no node of this cluster's kind answers at {address}: {reason}; start it there, with a certificate of the \
+         cluster's CA and the raft address in `cluster.advertise`"
+    );
+    Refusal::Change(ChangeRefusal::new(RefusalKind::Unreachable, message))
+}
+
+/// A node that wants in.
+pub(crate) struct Newcomer {
+    pub(crate) id: NodeId,
+    pub(crate) node: NodeInfo,
+    /// True while its log is empty.
+    pub(crate) pristine: bool,
+}
+
+/// How far a newcomer has come.
+pub(crate) enum Admitted {
+    Voter,
+    CatchingUp { behind: u64 },
+}
+
+/// Makes a node a learner and, if it catches up in time, a voter. This node must be the leader and hold the lock on
+/// changes. `leaving` is taken out in the step that makes the other a voter.
+pub(crate) async fn admit(
+    cluster: &Cluster,
+    newcomer: Newcomer,
+    leaving: Option<NodeId>,
+    deadline: Instant,
+) -> Result<Admitted, Refusal> {
+    let raft = cluster.raft();
+    let Newcomer { id, node, pristine } = newcomer;
+    settle(raft).await?;
+    let metrics = metrics(cluster);
     let membership = metrics.membership_config.membership();
-    if membership.voter_ids().any(|voter| voter == id) {
-        return Ok(());
+    let voters: BTreeSet<_> = membership.voter_ids().collect();
+    if voters.contains(&id) && leaving.is_none() {
+        return Ok(Admitted::Voter);
     }
     if !pristine && membership.get_node(&id).is_none() {
         return Err(Refusal::Unable(format!(
             "node {id:016x} was removed from the cluster; to join again, empty its data directory (keep tls/)"
         )));
     }
-    let replaced = replaced(&metrics, id, &node);
-    for (old, old_node) in &replaced {
-        let link = peers.link(&old_node.raft_address, Some(*old), Purpose::Forward);
-        if link.call(Request::Status, Instant::now() + ALIVE_TIMEOUT).await.is_ok() {
-            return Err(Refusal::Unable(format!(
-                "{old_node} (node {old:016x}) is alive and has the same name or address; give every node its own"
+    let mut old: BTreeSet<_> = leaving.into_iter().collect();
+    for (namesake, namesake_node) in replaced(&metrics, id, &node) {
+        if leaving == Some(namesake) {
+            continue;
+        }
+        let link = cluster.peers().link(&namesake_node.raft_address, Some(namesake), Purpose::Forward);
+        let alive = namesake == cluster.id()
+            || link.call(Request::Status, Instant::now() + ALIVE_TIMEOUT).await.is_ok();
+        if alive {
+            return Err(Refusal::Change(ChangeRefusal::new(
+                RefusalKind::Unfit,
+                format!(
+                    "{namesake_node} (node {namesake:016x}) is alive and has the same name or address; give every node \
+                     its own"
+                ),
             )));
         }
+        old.insert(namesake);
     }
     let ChangeAllowed = change_allowed(&metrics)?;
-    raft.add_learner(id, node.clone(), false).await.map_err(|error| refusal(&error))?;
-    caught_up(raft, id).await?;
-
-    let voters: BTreeSet<_> = membership.voter_ids().collect();
-    let old: BTreeSet<_> = replaced.keys().copied().collect();
+    if !voters.contains(&id) {
+        raft.add_learner(id, node.clone(), false).await.map_err(|error| refusal(&error))?;
+        if let Some(behind) = behind_after_waiting(raft, id, deadline).await? {
+            return Ok(Admitted::CatchingUp { behind });
+        }
+    }
+    if let Some(leaving) = leaving {
+        departure::let_finish(cluster, &metrics, leaving).await;
+    }
     let (old_voters, old_learners): (BTreeSet<_>, BTreeSet<_>) =
         old.iter().partition(|old| voters.contains(old));
     let change = ChangeMembers::Batch(vec![
@@ -63,9 +205,9 @@ pub(crate) async fn join(
         ChangeMembers::RemoveVoters(old_voters),
         ChangeMembers::RemoveNodes(old_learners),
     ]);
-    raft.change_membership(change, false).await.map_err(|error| refusal(&error))?;
+    change_members(raft, change, deadline).await?;
     tracing::info!(node = %node, id = %format_args!("{id:016x}"), replaced = old.len(), "a node joined the cluster");
-    Ok(())
+    Ok(Admitted::Voter)
 }
 
 /// Members that the new node takes the place of.
@@ -80,37 +222,73 @@ fn replaced(metrics: &Metrics, id: NodeId, node: &NodeInfo) -> BTreeMap<NodeId, 
         .collect()
 }
 
-struct ChangeAllowed;
+/// Ends a change that a former leader left half done: until then majorities of two sets of voters are needed.
+pub(super) async fn settle(raft: &Raft) -> Result<(), Refusal> {
+    let metrics = raft.metrics().borrow_watched().clone();
+    if metrics.membership_config.membership().get_joint_config().len() < 2 {
+        return Ok(());
+    }
+    let ChangeAllowed = change_allowed(&metrics)?;
+    tracing::info!("finishing a change of the membership that another leader began");
+    let nothing_new = ChangeMembers::AddVoterIds(BTreeSet::new());
+    change_members(raft, nothing_new, Instant::now() + CHANGE_TIME).await
+}
+
+pub(super) async fn change_members(
+    raft: &Raft,
+    change: ChangeMembers<NodeId, NodeInfo>,
+    deadline: Instant,
+) -> Result<(), Refusal> {
+    let deadline = deadline.max(Instant::now() + CHANGE_TIME);
+    match timeout_at(deadline, raft.change_membership(change, false)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(refusal(&error)),
+        Err(_) => {
+            Err(busy("no majority has confirmed the change yet; it goes on when enough nodes are back"))
+        }
+    }
+}
+
+pub(super) struct ChangeAllowed;
 
 /// openraft changes one thing at a time; asking while it is busy would only fail later and louder.
-fn change_allowed(metrics: &Metrics) -> Result<ChangeAllowed, Refusal> {
+pub(super) fn change_allowed(metrics: &Metrics) -> Result<ChangeAllowed, Refusal> {
     if metrics.membership_config.log_id() == metrics.committed_membership_config.log_id() {
         return Ok(ChangeAllowed);
     }
-    Err(Refusal::Unable("another change of the membership is under way".to_owned()))
+    Err(busy("another change of the membership is under way"))
 }
 
-async fn caught_up(raft: &Raft, id: NodeId) -> Result<(), Refusal> {
-    let near = |metrics: &Metrics| {
+pub(crate) fn busy(message: &str) -> Refusal {
+    Refusal::Change(ChangeRefusal::new(RefusalKind::Busy, message))
+}
+
+/// `None` once the learner is close to the leader; else how far it is behind when the time is over.
+async fn behind_after_waiting(raft: &Raft, id: NodeId, deadline: Instant) -> Result<Option<u64>, Refusal> {
+    let behind = |metrics: &Metrics| {
         let matched =
             metrics.replication.as_ref().and_then(|replication| replication.get(&id)).copied().flatten();
         let behind = metrics.last_log_index.unwrap_or(0).saturating_sub(matched.index().unwrap_or(0));
-        metrics.replication.is_none() || (matched.is_some() && behind <= CAUGHT_UP_ENTRIES)
+        if matched.is_some() && behind <= CAUGHT_UP_ENTRIES { None } else { Some(behind) }
     };
-    let metrics = raft
-        .wait(Some(CATCH_UP_TIMEOUT))
-        .metrics(near, "a new node catches up")
-        .await
-        .map_err(|_| Refusal::Unable("it is still catching up".to_owned()))?;
-    match metrics.replication {
-        Some(_) => Ok(()),
-        None => Err(Refusal::NotLeader { leader: None }),
+    let near = |metrics: &Metrics| metrics.replication.is_none() || behind(metrics).is_none();
+    let time = deadline.saturating_duration_since(Instant::now()).saturating_sub(CHANGE_TIME);
+    // Either way the metrics say how far it came.
+    let _ = raft.wait(Some(time)).metrics(near, "a new node catches up").await;
+    let metrics = raft.metrics().borrow_watched().clone();
+    if metrics.replication.is_none() {
+        return Err(Refusal::NotLeader { leader: None });
     }
+    Ok(behind(&metrics))
 }
 
-fn refusal(error: &RaftError<raft_store::TypeConfig, ClientWriteError<raft_store::TypeConfig>>) -> Refusal {
+pub(super) fn metrics(cluster: &Cluster) -> Metrics {
+    cluster.raft().metrics().borrow_watched().clone()
+}
+
+pub(super) fn refusal(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Refusal {
     match error.forward_to_leader() {
         Some(forward) => Refusal::NotLeader { leader: forward.leader_id.zip(forward.leader_node.clone()) },
-        None => Refusal::Unable(format!("change membership: {error}")),
+        None => busy(&format!("change membership: {error}")),
     }
 }

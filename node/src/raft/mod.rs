@@ -4,12 +4,16 @@
 //! [`proposer`] gathers operations into a log entry
 //! that carries the leader's [`clock`]; openraft replicates it through the [`network`] to the [`server`]
 //! of each peer. [`wire`] holds the frames between nodes. [`bootstrap`] founds a cluster or joins one, [`membership`]
-//! is the leader's side of joining, [`succession`] replaces a leader that is gone, [`compaction`] decides when a snapshot is due, [`snapshot`] sends and receives it.
+//! is the leader's side of joining and [`departure`] of leaving, [`standing`] notices that this node no longer belongs,
+//! [`succession`] replaces a leader that is gone, [`compaction`] decides when a snapshot is due, [`snapshot`] sends and receives it.
 
 pub(crate) mod admin_token;
 pub(crate) mod bootstrap;
+pub(crate) mod change;
 pub(crate) mod clock;
 pub(crate) mod compaction;
+pub(crate) mod departure;
+mod handshakes;
 pub(crate) mod link;
 pub(crate) mod membership;
 pub(crate) mod network;
@@ -17,6 +21,7 @@ pub(crate) mod proposer;
 pub(crate) mod server;
 pub(crate) mod settings;
 pub(crate) mod snapshot;
+pub(crate) mod standing;
 pub(crate) mod succession;
 pub(crate) mod wire;
 

@@ -89,7 +89,9 @@ async fn a_request_for_another_node_is_refused_by_name() {
     let refused = link.call(Request::Status, deadline()).await.unwrap_err();
     let CallError::Refused { refusal, .. } = refused else { panic!("{refused}") };
     assert_eq!(refusal, Refusal::WrongTarget { mine: node.id(), yours: node.id() ^ 1 });
-    log.shows(&["refused a peer's request", "peer=127.0.0.1:", &format!("{:016x}", node.id() ^ 1)]).await;
+    let refused = "refused a peer's request";
+    log.shows(&[refused, "peer=127.0.0.1:", "certificate=\"server-1\"", &format!("{:016x}", node.id() ^ 1)])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,15 +11,17 @@ use futures_util::{SinkExt, StreamExt as _};
 use openraft::errors::RaftError;
 use openraft::raft::AppendEntriesResponse;
 use raft_store::TypeConfig;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::codec::{FramedRead, FramedWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::handshakes::{Handshake, Handshakes};
 use super::link::tune;
 use super::snapshot::Incoming;
 use super::succession;
@@ -28,7 +30,7 @@ use crate::cluster::Cluster;
 
 /// A peer must finish TLS within this time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections at once, all peers together; more are closed at once.
+/// Connections of peers at once, all together; more are closed at once.
 const MAX_CONNECTIONS: usize = 256;
 /// Requests of one connection under way; the next is not read before one is answered.
 const MAX_REQUESTS: usize = 256;
@@ -59,6 +61,7 @@ pub(crate) async fn run(
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handshakes = Handshakes::default();
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -74,15 +77,13 @@ pub(crate) async fn run(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
-            tracing::warn!(peer = %remote, "refused a peer connection: {MAX_CONNECTIONS} are open");
-            continue;
-        };
+        let handshake = handshakes.begin(remote.ip());
         let (cluster, acceptor, ending) = (cluster.clone(), acceptor.clone(), ending.clone());
+        let connections = Arc::clone(&connections);
         tasks.spawn(async move {
             tokio::select! {
                 () = ending.stop.cancelled() => {}
-                () = welcome(cluster, acceptor, stream, remote, ending.leave, permit) => {}
+                () = welcome(cluster, acceptor, stream, remote, ending.leave, handshake, connections) => {}
             }
         });
     }
@@ -97,15 +98,33 @@ async fn welcome(
     stream: TcpStream,
     remote: SocketAddr,
     leave: CancellationToken,
-    _permit: OwnedSemaphorePermit,
+    handshake: Handshake,
+    connections: Arc<Semaphore>,
 ) {
     if let Err(error) = tune(&stream) {
         tracing::debug!(peer = %remote, %error, "set up peer connection");
         return;
     }
-    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+    let accepted = tokio::select! {
+        () = handshake.displaced.cancelled() => {
+            tracing::debug!(peer = %remote, "closed a connection without a certificate: too many are open");
+            return;
+        }
+        accepted = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => accepted,
+    };
+    drop(handshake);
+    match accepted {
         Ok(Ok(stream)) => {
-            let connection = PeerConnection { cluster, remote, incoming: None };
+            let certificate = names(stream.get_ref().1.peer_certificates());
+            let Ok(_permit) = connections.try_acquire_owned() else {
+                tracing::warn!(
+                    peer = %remote,
+                    certificate,
+                    "refused a peer connection: {MAX_CONNECTIONS} are open"
+                );
+                return;
+            };
+            let connection = PeerConnection { cluster, remote, certificate, incoming: None };
             connection.serve(stream, &leave).await;
         }
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
@@ -122,12 +141,22 @@ async fn welcome(
     }
 }
 
+/// The names in a peer's certificate: the node's own, and where it is reached.
+fn names(chain: Option<&[CertificateDer<'_>]>) -> String {
+    let Some(leaf) = chain.and_then(<[_]>::first) else { return String::new() };
+    let Ok(leaf) = webpki::EndEntityCert::try_from(leaf) else { return String::new() };
+    let names: Vec<_> = leaf.valid_dns_names().filter(|name| *name != "localhost").collect();
+    names.join(",")
+}
+
 type AppendResult = Result<AppendEntriesResponse<TypeConfig>, RaftError<TypeConfig>>;
 type PendingAppend = Pin<Box<dyn Future<Output = (u64, AppendResult)> + Send>>;
 
 struct PeerConnection {
     cluster: Cluster,
     remote: SocketAddr,
+    /// Names in the certificate that the peer showed.
+    certificate: String,
     incoming: Option<Incoming>,
 }
 
@@ -169,7 +198,12 @@ impl PeerConnection {
                     let envelope = match envelope {
                         Ok(envelope) => envelope,
                         Err(error) => {
-                            tracing::warn!(peer = %self.remote, %error, "closing a peer connection");
+                            tracing::warn!(
+                                peer = %self.remote,
+                                certificate = self.certificate,
+                                %error,
+                                "closing a peer connection"
+                            );
                             break false;
                         }
                     };
@@ -216,9 +250,10 @@ impl PeerConnection {
 
     async fn accept(&mut self, envelope: Envelope) -> Next {
         let Envelope { sequence, cluster, from, to, request } = envelope;
-        if let Err(refusal) = self.cluster.check_target(cluster, to) {
+        if let Err(refusal) = self.cluster.check_target(cluster, from, to, &request) {
             tracing::warn!(
                 peer = %self.remote,
+                certificate = self.certificate,
                 from = %format_args!("{from:016x}"),
                 "refused a peer's request: this node says {refusal}"
             );
@@ -373,6 +408,14 @@ impl Cluster {
                 self.join_here(id, node, pristine).await.map(|()| Response::Joined)
             }
             Request::Misses { vote } => Ok(succession::answer(self, vote).await),
+            Request::Identify => self.identity().await.map(Response::Probe),
+            Request::Change(request) => self.change_here(request).await.map(Response::Changed),
+            Request::Members => self.members_here().await.map(Response::Members),
+            Request::Leaving => {
+                self.leaving().finish().await;
+                Ok(Response::Left)
+            }
+            Request::LogEnd => Ok(Response::LogEnd(self.log_end().await)),
             Request::Append(_)
             | Request::SnapshotBegin { .. }
             | Request::SnapshotChunk(_)

@@ -59,6 +59,11 @@ impl Heard {
         self.at.lock().unwrap_or_else(PoisonError::into_inner).insert(node, Instant::now());
     }
 
+    /// When anybody was heard last.
+    pub(crate) fn newest(&self) -> Option<Instant> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).values().max().copied()
+    }
+
     fn last(&self, node: NodeId) -> Option<Instant> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
     }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio_util::codec::LengthDelimitedCodec;
 use uuid::Uuid;
 
+use super::change::{ChangeRefusal, ChangeRequest, MemberChanged};
 use crate::cluster::NodeStatus;
 
 /// First byte of every frame.
@@ -113,6 +114,16 @@ pub(crate) enum Request {
         /// Of the leader that is missed.
         vote: Vote,
     },
+    /// Who are you, whatever your configuration says of peers?
+    Identify,
+    /// Asks the leader to change the membership or to hand over.
+    Change(ChangeRequest),
+    /// Asks the leader who the members are, confirmed with a majority.
+    Members,
+    /// From the leader to a node that is about to be removed: finish what is under way and take no more.
+    Leaving,
+    /// How far the node's log reaches, when the majority is lost.
+    LogEnd,
 }
 
 /// What a node answers.
@@ -147,6 +158,23 @@ pub(crate) enum Response {
     },
     /// The last frame of a node that stops, with [`GOODBYE_SEQUENCE`]: what it has not answered by now, it has not begun.
     Goodbye,
+    /// To [`Request::Change`].
+    Changed(MemberChanged),
+    /// To [`Request::Members`]: ids of voters and learners, sorted.
+    Members(Vec<NodeId>),
+    /// To [`Request::Leaving`]: nothing is under way any more.
+    Left,
+    /// To [`Request::LogEnd`].
+    LogEnd(LogEnd),
+}
+
+/// The newest entry of a log; the greater one holds more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub(crate) struct LogEnd {
+    /// Term of the leader that wrote it.
+    pub(crate) term: u64,
+    /// Its index.
+    pub(crate) index: u64,
 }
 
 /// Why a request was not carried out.
@@ -183,6 +211,26 @@ pub(crate) enum Refusal {
     /// It cannot at the moment.
     #[error("{0}")]
     Unable(String),
+    /// The membership stays as it is.
+    #[error(transparent)]
+    Change(ChangeRefusal),
+    /// The sender's cluster lost its majority, and this node went on without it under another identity.
+    #[error(
+        "cluster {yours} lost its majority and goes on as cluster {mine}; to join that, stop this node and empty its \
+         data directory (keep tls/)"
+    )]
+    Superseded {
+        /// Of the node that refuses.
+        mine: Uuid,
+        /// Of the one that asked.
+        yours: Uuid,
+    },
+    /// Two nodes have the same id.
+    #[error(
+        "it has the same node id, {0:016x}: one of the two data directories is a copy; stop the node that has the copy \
+         and empty its data directory (keep tls/)"
+    )]
+    SameId(NodeId),
 }
 
 /// Why a forwarded write did not succeed.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use node::api::{self, AppState, Settings, Transport};
 use node::auth::token;
-use node::cluster::{Cluster, ClusterSettings, Tuning};
+use node::cluster::{Cluster, ClusterSettings, Join, Tuning};
 use node::feed::{Limits, Sessions};
 use node::tls::NodeTls;
 use raft_store::command::{BatchReply, Command, Operation, Origin, Role, Token};
@@ -191,6 +191,7 @@ async fn three_nodes(dir: PathBuf) -> Vec<Cluster> {
             data_dir: dir.join(&name),
             advertise: listener.local_addr().unwrap().to_string(),
             peers: peers.clone(),
+            join: Join::Auto,
             admin_token_file: dir.join("admin.token"),
             tuning: Tuning::default(),
             name,

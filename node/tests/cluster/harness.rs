@@ -1,10 +1,10 @@
 //! Nodes that can be started, killed and started again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use node::cluster::{Cluster, ClusterSettings, Tuning, WriteError};
+use node::cluster::{Cluster, ClusterSettings, Join, Tuning, WriteError};
 use node::tls::NodeTls;
 use raft_store::FatalHook;
 use raft_store::command::{BatchReply, Command, Operation, Origin, Role, Token};
@@ -24,7 +24,11 @@ pub(crate) struct Node {
 
 pub(crate) struct Nodes {
     /// What the nodes keep; removed in the end.
-    _dir: TempDir,
+    dir: TempDir,
+    /// The cluster's loopback addresses are this and a number.
+    prefix: String,
+    first_number: u8,
+    tuning: Tuning,
     nodes: Vec<Node>,
 }
 
@@ -46,27 +50,67 @@ impl Nodes {
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let [.., high, low] = std::process::id().to_be_bytes();
         let part = NEXT.fetch_add(1, Ordering::Relaxed);
-        let peers: Vec<_> = (1..=count).map(|n| format!("127.{high}.{low}.{}:8081", part * 10 + n)).collect();
-        let nodes = (1..=count)
-            .map(|n| {
-                let name = format!("server-{n}");
-                let advertise = peers[usize::from(n) - 1].clone();
-                let host = node::tls::host_of(&advertise).to_owned();
-                let data_dir = dir.path().join(&name);
-                let tls = NodeTls::prepare(&dir.path().join("tls"), &name, &[&host]).unwrap();
-                let settings = ClusterSettings {
-                    admin_token_file: dir.path().join(format!("{name}.token")),
-                    name,
-                    data_dir,
-                    advertise,
-                    peers: peers.clone(),
-                    tls,
-                    tuning: tuning.clone(),
-                };
-                Node { settings, cluster: None, listener: None }
-            })
-            .collect();
-        Self { _dir: dir, nodes }
+        let prefix = format!("127.{high}.{low}.");
+        let mut nodes =
+            Self { dir, prefix, first_number: part * 20, tuning: tuning.clone(), nodes: Vec::new() };
+        let peers: Vec<_> = (1..=count).map(|n| nodes.address(n)).collect();
+        for number in 1..=count {
+            nodes.prepare(number, &format!("server-{number}"), &peers, Join::Auto);
+        }
+        nodes
+    }
+
+    fn address(&self, number: u8) -> String {
+        format!("{}{}:8081", self.prefix, self.first_number + number)
+    }
+
+    fn prepare(&mut self, number: u8, name: &str, peers: &[String], join: Join) {
+        let advertise = self.address(number);
+        let host = node::tls::host_of(&advertise).to_owned();
+        let dir = self.dir.path();
+        let settings = ClusterSettings {
+            admin_token_file: dir.join(format!("{name}-{number}.token")),
+            name: name.to_owned(),
+            data_dir: dir.join(format!("{name}-{number}")),
+            advertise,
+            peers: peers.to_vec(),
+            join,
+            tls: NodeTls::prepare(&dir.join("tls"), name, &[&host]).unwrap(),
+            tuning: self.tuning.clone(),
+        };
+        self.nodes.push(Node { settings, cluster: None, listener: None });
+    }
+
+    /// One more node, started, that waits until it is added. Returns its index.
+    pub(crate) async fn start_waiting(&mut self, name: &str) -> usize {
+        let number = u8::try_from(self.nodes.len() + 1).unwrap();
+        self.prepare(number, name, &[], Join::Wait);
+        self.start_node(self.nodes.len() - 1).await;
+        self.nodes.len() - 1
+    }
+
+    /// One more node, started, that founded a cluster of its own with the same CA. Returns its index.
+    pub(crate) async fn start_founding(&mut self, name: &str) -> usize {
+        let number = u8::try_from(self.nodes.len() + 1).unwrap();
+        self.prepare(number, name, &[], Join::Auto);
+        let index = self.nodes.len() - 1;
+        self.start_node(index).await;
+        let mut complete = self.node(index).complete();
+        tokio::time::timeout(PATIENCE, complete.wait_for(|complete| *complete)).await.unwrap().unwrap();
+        index
+    }
+
+    pub(crate) fn raft_address(&self, index: usize) -> String {
+        self.nodes[index].settings.advertise.clone()
+    }
+
+    /// Puts a copy of what `from` has on its disk into the place of `to`'s; neither runs.
+    pub(crate) fn copy_disk(&self, from: usize, to: usize) {
+        assert!(self.nodes[from].cluster.is_none() && self.nodes[to].cluster.is_none());
+        let (from, to) = (&self.nodes[from].settings.data_dir, &self.nodes[to].settings.data_dir);
+        // It may never have run.
+        let _ = std::fs::remove_dir_all(to);
+        copy_dir(from, to);
     }
 
     pub(crate) async fn start_node(&mut self, index: usize) {
@@ -150,6 +194,19 @@ impl Nodes {
     pub(crate) async fn follower(&self) -> usize {
         let leader = self.leader().await;
         self.running().map(|(index, _)| index).find(|index| *index != leader).unwrap()
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod harness;
 mod life;
+mod membership;
 mod quorum;
 mod succession;
 mod writes;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use node::cluster::{Cluster, ClusterSettings, Tuning};
+use node::cluster::{Cluster, ClusterSettings, Join, Tuning};
 use node::tls::NodeTls;
 use tokio::net::TcpListener;
 
@@ -26,6 +26,7 @@ impl Leader {
             data_dir: directory.path().join("data"),
             advertise,
             peers: Vec::new(),
+            join: Join::Auto,
             admin_token_file: directory.path().join("admin.token"),
             tls,
             tuning: Tuning::default(),

@@ -4,5 +4,6 @@
 
 mod harness;
 mod processes;
+mod recovery;
 mod refusals;
 mod rolling;

@@ -13,7 +13,7 @@ pub(crate) struct Servers {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) addresses: Vec<String>,
     pub(crate) processes: Vec<Option<Process>>,
-    client: Client,
+    pub(crate) client: Client,
 }
 
 impl Servers {
@@ -39,7 +39,7 @@ impl Servers {
         self.processes[index] = Some(Process::start(command, &self.dir.path().join(format!("{name}.log"))));
     }
 
-    fn url(&self, index: usize, path: &str) -> String {
+    pub(crate) fn url(&self, index: usize, path: &str) -> String {
         format!("http://{}:8080{path}", self.addresses[index])
     }
 
@@ -79,12 +79,12 @@ impl Servers {
         text.expect("one server wrote the token").trim().to_owned()
     }
 
-    async fn add(&self, index: usize, target: &str) -> reqwest::Result<StatusCode> {
+    pub(crate) async fn add(&self, index: usize, target: &str) -> reqwest::Result<StatusCode> {
         let request = self.client.post(self.url(index, "/api/v1/entries")).bearer_auth(self.token());
         Ok(request.json(&json!({ "target": target })).send().await?.status())
     }
 
-    async fn lists(&self, index: usize, target: &str) -> bool {
+    pub(crate) async fn lists(&self, index: usize, target: &str) -> bool {
         let answer = self
             .client
             .get(self.url(index, "/api/v1/entries"))

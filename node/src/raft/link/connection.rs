@@ -18,6 +18,7 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::{CallError, Identity, Peer, Pending, lock};
+use crate::raft::standing::Fence;
 use crate::raft::wire::{Answer, Envelope, GOODBYE_SEQUENCE, Request, Response, decode, encode, framing};
 use crate::tls::server_name;
 
@@ -182,6 +183,7 @@ impl Connection {
         identity: &Identity,
         to: Option<NodeId>,
         request: Request,
+        fence: &Fence,
     ) -> Result<Pending, CallError> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let frame = self.frame(identity, to, sequence, request)?;
@@ -197,7 +199,7 @@ impl Connection {
             None => return Err(CallError::NotSent(format!("the connection to {} was closed", self.address))),
         }
         self.hand_over(frame).await?;
-        Ok(Pending { peer: self.address.clone(), answer })
+        Ok(Pending { peer: self.address.clone(), answer, fence: fence.clone() })
     }
 
     /// Sends a request that has no answer of its own.

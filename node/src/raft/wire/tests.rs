@@ -4,6 +4,7 @@ use openraft::Vote as RaftVote;
 use openraft::vote::RaftLeaderId as _;
 
 use super::*;
+use crate::raft::change::{MemberChange, RefusalKind};
 
 fn log_id(index: u64) -> LogId {
     let leader = <TypeConfig as openraft::RaftTypeConfig>::LeaderId::new(3, 9);
@@ -63,14 +64,56 @@ fn the_bytes_of_version_1_are_frozen() {
              30c030901",
         ),
         (
-            encode(&Answer { sequence: 1, response: Response::Misses { missed: true, last: Some(log_id(5)) } })
-                .unwrap()
-                .to_vec(),
+            encode(&Answer {
+                sequence: 1,
+                response: Response::Misses { missed: true, last: Some(log_id(5)) },
+            })
+            .unwrap()
+            .to_vec(),
             "01010a0101030905",
         ),
         (
             encode(&Answer { sequence: GOODBYE_SEQUENCE, response: Response::Goodbye }).unwrap().to_vec(),
             "01fdffffffffffffffff0b",
+        ),
+        (
+            encode(&envelope(Request::Change(ChangeRequest {
+                change: MemberChange::Remove { member: "a".to_owned(), force: false },
+                actor: "b".to_owned(),
+                timeout_ms: 5,
+            })))
+            .unwrap()
+            .to_vec(),
+            "01070110000000000000000000000000000000010201030e01016100016205",
+        ),
+        (
+            encode(&envelope(Request::LogEnd)).unwrap().to_vec(),
+            "010701100000000000000000000000000000000102010311",
+        ),
+        (
+            encode(&Answer { sequence: 1, response: Response::Members(vec![300]) }).unwrap().to_vec(),
+            "01010d01fb2c01",
+        ),
+        (
+            encode(&Answer { sequence: 1, response: Response::LogEnd(LogEnd { term: 3, index: 5 }) })
+                .unwrap()
+                .to_vec(),
+            "01010f0305",
+        ),
+        (
+            encode(&Answer {
+                sequence: 1,
+                response: Response::Refused(Refusal::Change(ChangeRefusal::new(RefusalKind::Busy, "x"))),
+            })
+            .unwrap()
+            .to_vec(),
+            "01010006040178",
+        ),
+        (
+            encode(&Answer { sequence: 1, response: Response::Refused(Refusal::SameId(7)) })
+                .unwrap()
+                .to_vec(),
+            "0101000807",
         ),
     ];
     for (bytes, frozen) in cases {
