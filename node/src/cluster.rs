@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use allowlist::{Digest, Revision};
 use raft_store::command::{BatchReply, Operation};
 use raft_store::types::NodeId;
-use raft_store::{NodeInfo, Snapshots, StateReader};
+use raft_store::{LogSize, NodeInfo, Snapshots, StateReader};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -24,7 +24,9 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::raft::link::Peers;
+use crate::raft::meter::Meter;
 use crate::raft::proposer::Proposer;
+use crate::raft::read_rounds::ReadRounds;
 use crate::raft::standing::Fence;
 use crate::raft::succession::Heard;
 use crate::raft::wire::{Probe, ProposeFailure, Refusal, Request};
@@ -145,6 +147,12 @@ struct Inner {
     proposer: Proposer,
     peers: Peers,
     heard: Heard,
+    meter: Meter,
+    /// Reads on this node, and …
+    reads: ReadRounds<String>,
+    /// … those this node confirms as the leader.
+    confirmations: ReadRounds<Refusal>,
+    log_size: watch::Receiver<LogSize>,
     leadership: watch::Receiver<bool>,
     complete: watch::Receiver<bool>,
     gateways: Mutex<Option<GatewaySource>>,
@@ -222,6 +230,15 @@ impl Cluster {
         &self.inner.peers
     }
 
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.inner.meter
+    }
+
+    /// As of less than a second ago.
+    pub(crate) fn log_size(&self) -> LogSize {
+        *self.inner.log_size.borrow()
+    }
+
     pub(crate) fn heard(&self) -> &Heard {
         &self.inner.heard
     }
@@ -253,7 +270,9 @@ impl Cluster {
         operations: Vec<Operation>,
         deadline: Instant,
     ) -> Result<BatchReply, ProposeFailure> {
-        self.inner.proposer.propose(operations, None, deadline).await
+        let result = self.inner.proposer.propose(operations, None, deadline).await;
+        self.inner.meter.proposed(&result);
+        result
     }
 
     /// Why this node serves nobody any more; `None` while it belongs to its cluster.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use prometheus::Registry;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +19,7 @@ use crate::cluster::{Cluster, ClusterSettings, Tuning};
 use crate::config::Config;
 use crate::feed::{self, Limits, Sessions};
 use crate::resolver::{self, Resolver};
+use crate::tls::reload::{CHECK_INTERVAL, Reloader, TlsMetrics};
 use crate::tls::{NodeTls, host_of};
 use serve::{HEADER_TIMEOUT, Serving};
 
@@ -90,7 +91,9 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let resolver = resolver(&config, &registry)?;
     let tls = NodeTls::prepare(&config.tls_dir, &config.name, &[host_of(&config.advertise)])?;
     check_writable_parent(&config.admin_token_file)?;
-    let feed_tls = TlsAcceptor::from(tls.feed());
+    let feed_tls = tls.clone();
+    let reloader = Reloader::new(tls.clone(), TlsMetrics::new(&registry).context("metrics of certificates")?);
+    let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let settings = ClusterSettings {
         name: config.name.clone(),
         data_dir: config.data_dir,
@@ -118,6 +121,12 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     tasks.spawn(serving.clone().plain(listeners.api, api::router(app.clone(), Transport::Plain)));
     tasks.spawn(serving.tls(listeners.feed, feed_tls, api::router(app, Transport::Tls)));
     tasks.spawn(resolver.run(cluster.clone(), working.clone()));
+    let hangups = async move || {
+        if hangup.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tasks.spawn(reloader.run(CHECK_INTERVAL, hangups, working.clone()));
     tasks.spawn(until(working.clone(), feed::watch_quorum(cluster.clone(), sessions.clone())));
     tracing::info!(
         api = %config.listen_api, feed = %config.listen_feed, raft = %config.listen_raft, "node {} is up", config.name

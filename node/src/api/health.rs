@@ -56,6 +56,7 @@ pub(super) async fn readyz(State(app): State<AppState>) -> (StatusCode, Json<Rea
             QUORUM_TIMEOUT.as_millis()
         ));
     }
+    reasons.extend(app.cluster().troubles());
     let state = app.local();
     if state.cluster().is_none() {
         reasons.push("the cluster has no identity yet: no node has bootstrapped it".to_owned());

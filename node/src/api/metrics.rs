@@ -83,6 +83,7 @@ impl Metrics {
 
     fn read_from(&self, app: &AppState) {
         let state = app.local();
+        app.cluster().meter().read_from(app.cluster());
         self.entries.set(signed(state.entries().len()));
         self.published.set(signed(state.published().len()));
         self.revision.set(signed(state.revision()));

@@ -113,6 +113,7 @@ impl AppState {
         let source: GatewaySource = Arc::new(move || source.snapshot());
         cluster.set_gateway_source(source);
         sessions.metrics().register(&settings.registry)?;
+        cluster.meter().register(&settings.registry)?;
         let metrics = Metrics::new(settings.registry)?;
         let token_catch_ups = Semaphore::new(TOKEN_CATCH_UPS_AT_A_TIME);
         let bulk = Semaphore::new(bulk::BULK_AT_A_TIME);

@@ -6,19 +6,22 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context as _;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
+use prometheus::IntCounter;
 use raft_store::{FatalHook, NodeInfo, Store, StoreOptions};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::write::confirm_read;
 use super::{Cluster, Inner, Leaving, Tuning};
 use crate::raft::link::{Identity, Peers};
+use crate::raft::meter::Meter;
 use crate::raft::network::NetworkFactory;
 use crate::raft::proposer::Proposer;
 use crate::raft::standing::{self, Fence};
 use crate::raft::succession::{self, Heard};
-use crate::raft::{Metrics, Raft, bootstrap, compaction, server};
+use crate::raft::{Metrics, Raft, bootstrap, compaction, read_rounds, server};
 use crate::tls::NodeTls;
 
 /// What a node needs to know to take part in a cluster.
@@ -88,8 +91,7 @@ impl Cluster {
         tracing::info!(node = %node, id = %format_args!("{id:016x}"), data = %data_dir.display(), "node opened");
 
         let fence = Fence::default();
-        let peers =
-            Peers::new(Identity { id, reader: store.reader.clone() }, tls.peer_client(), fence.clone());
+        let peers = Peers::new(Identity { id, reader: store.reader.clone() }, tls.clone(), fence.clone());
         let network = NetworkFactory { id, peers: peers.clone() };
         let config = tuning.raft_config().context("settings for raft")?;
         let raft =
@@ -97,6 +99,12 @@ impl Cluster {
 
         let (lead, leadership) = watch::channel(false);
         let (completed, complete) = watch::channel(false);
+        let (sizes, log_size) = watch::channel(store.log.size());
+        let meter = Meter::new().context("metrics of raft")?;
+        let (reads, read_rounds) = read_rounds::channel(meter.reads.clone(), meter.read_rounds.clone());
+        // What the leader confirms for others is counted where it is read.
+        let uncounted = || IntCounter::new("uncounted", "Not shown").context("metrics of raft");
+        let (confirmations, confirmed) = read_rounds::channel(uncounted()?, uncounted()?);
         let cluster = Self {
             inner: Arc::new(Inner {
                 id,
@@ -111,6 +119,10 @@ impl Cluster {
                 reader: store.reader,
                 peers,
                 heard: Heard::default(),
+                meter: meter.clone(),
+                reads,
+                confirmations,
+                log_size,
                 leadership,
                 complete,
                 gateways: Mutex::default(),
@@ -129,9 +141,17 @@ impl Cluster {
         };
         let (tasks, stop) = (&cluster.inner.tasks, &cluster.inner.stop);
         let ending = server::Ending { leave: cluster.inner.leave.clone(), stop: stop.clone() };
-        tasks.spawn(watch_leadership(raft.clone(), lead, stop.clone()));
-        tasks.spawn(compaction::run(raft, store.log, tuning, stop.clone()));
-        cluster.inner.serving.spawn(server::run(cluster.clone(), listener, tls.peer_server(), ending));
+        tasks.spawn(watch_leadership(raft.clone(), lead, meter, stop.clone()));
+        tasks.spawn(until(stop.clone(), {
+            let cluster = cluster.clone();
+            read_rounds.run(move |deadline| cluster.clone().find_read_index(deadline))
+        }));
+        tasks.spawn(until(stop.clone(), {
+            let raft = raft.clone();
+            confirmed.run(move |deadline| confirm_read(raft.clone(), deadline))
+        }));
+        tasks.spawn(compaction::run(raft, store.log, tuning, sizes, stop.clone()));
+        cluster.inner.serving.spawn(server::run(cluster.clone(), listener, tls, ending));
         tasks.spawn(succession::run(cluster.clone(), stop.clone()));
         tasks.spawn(bootstrap::run(cluster.clone(), completed, stop.clone()));
         tasks.spawn(standing::watch(cluster.clone(), stop.clone()));
@@ -141,10 +161,19 @@ impl Cluster {
 }
 
 /// Tells whether this node leads.
-async fn watch_leadership(raft: Raft, lead: watch::Sender<bool>, stop: CancellationToken) {
+async fn watch_leadership(raft: Raft, lead: watch::Sender<bool>, meter: Meter, stop: CancellationToken) {
     let mut metrics = raft.metrics();
+    let mut followed = None;
     loop {
-        let leads = leads(&metrics.borrow_and_update());
+        let (leads, leader) = {
+            let metrics = metrics.borrow_and_update();
+            (leads(&metrics), metrics.current_leader.map(|id| (metrics.current_term, id)))
+        };
+        if let Some(leader) = leader.filter(|leader| followed != Some(*leader))
+            && followed.replace(leader).is_some()
+        {
+            meter.leader_changes.inc();
+        }
         lead.send_if_modified(|led| std::mem::replace(led, leads) != leads);
         let changed = tokio::select! {
             () = stop.cancelled() => break,
@@ -161,6 +190,10 @@ pub(super) fn leads(metrics: &Metrics) -> bool {
     metrics.running_state.is_ok()
         && metrics.state == ServerState::Leader
         && metrics.current_leader == Some(metrics.id)
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    stop.run_until_cancelled(work).await;
 }
 
 /// Drops connections to addresses that no member and no configured peer has.

@@ -1,7 +1,7 @@
 //! How this node and the others stand.
 
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
@@ -11,6 +11,9 @@ use tokio::time::Instant;
 use super::{Cluster, MemberStatus, NodeStatus};
 use crate::raft::link::Purpose;
 use crate::raft::wire::{Request, Response};
+
+/// A node that lags further behind what is committed is not ready, log entries.
+const MAX_BEHIND: u64 = 1_000;
 
 impl Cluster {
     /// This node, with the gateway sessions it holds; `None` while it is part of no cluster.
@@ -39,6 +42,35 @@ impl Cluster {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             gateways: gateways.map(|source| source()).unwrap_or_default(),
         })
+    }
+
+    /// What keeps this node from being a good place to send requests to, in words; nobody else is asked.
+    pub fn troubles(&self) -> Vec<String> {
+        let mut troubles = Vec::new();
+        let metrics = self.raft().metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        if metrics.last_log_index.is_some() && !membership.voter_ids().any(|voter| voter == self.id()) {
+            troubles.push("this node is not a voter of the cluster".to_owned());
+        } else if !*self.inner.complete.borrow() {
+            troubles.push(
+                "this node has not found a cluster with a leader, an id and an admin token since it started"
+                    .to_owned(),
+            );
+        }
+        let committed =
+            metrics.cluster_committed.max(metrics.local_committed).map_or(0, |log_id| log_id.index);
+        let behind = committed.saturating_sub(self.reader().state().revision());
+        if behind > MAX_BEHIND {
+            troubles.push(format!("{behind} committed log entries are not applied here yet"));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let (certificate, ca) = self.peers().tls().expiry_s();
+        for (what, expiry) in [("certificate", certificate), ("CA in ca.pem", ca)] {
+            if expiry.is_some_and(|at| u64::try_from(at).unwrap_or(0) < now) {
+                troubles.push(format!("the node's {what} has expired; peers refuse it"));
+            }
+        }
+        troubles
     }
 
     /// Index of the oldest log entry this node still has; a node that lacks older ones needs a snapshot.

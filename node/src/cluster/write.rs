@@ -11,8 +11,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Cluster, ReadError, Term, WriteError};
 use crate::raft::link::{CallError, Link, Purpose};
+use crate::raft::read_rounds::ReadFailure;
 use crate::raft::wire::{ProposeFailure, Refusal, Request, Response};
-use crate::raft::{Metrics, MetricsWatch};
+use crate::raft::{Metrics, MetricsWatch, Raft};
 
 /// Between two attempts to find a leader, unless raft reports a change before.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -24,6 +25,8 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
 /// Told to clients of a node that is about to be removed.
 const ABOUT_TO_LEAVE: &str = "it is about to be removed from the cluster";
+
+const NO_MAJORITY: &str = "the leader reached no majority in time";
 
 /// Who leads, as far as this node knows.
 enum Leader {
@@ -82,6 +85,7 @@ impl Cluster {
     ) -> Result<BatchReply, WriteError> {
         let deadline = Instant::now() + timeout;
         let reply = self.inner.proposer.propose(operations, Some(term), deadline).await;
+        self.inner.meter.proposed(&reply);
         let reply = reply.map_err(|failure| match Attempt::from(failure) {
             Attempt::Again(_) => WriteError::NoQuorum("this node leads no more".to_owned()),
             Attempt::Final(error) => error,
@@ -105,7 +109,13 @@ impl Cluster {
         let Some(_under_way) = self.leaving().enter().await else {
             return Err(ReadError(ABOUT_TO_LEAVE.to_owned()));
         };
-        let index = self.read_index(deadline).await?;
+        let index = self.inner.reads.join(deadline).await.map_err(|failure| {
+            ReadError(match failure {
+                ReadFailure::Round(reason) => reason,
+                ReadFailure::Timeout => "no leader confirmed it in time".to_owned(),
+                ReadFailure::Unable(reason) => reason.to_owned(),
+            })
+        })?;
         self.wait_applied(index, deadline)
             .await
             .map_err(|()| ReadError(format!("this node has not applied revision {index} in time")))
@@ -156,7 +166,7 @@ impl Cluster {
     }
 
     /// Up to where a reader must have applied to see everything acknowledged so far.
-    async fn read_index(&self, deadline: Instant) -> Result<u64, ReadError> {
+    pub(super) async fn find_read_index(self, deadline: Instant) -> Result<u64, String> {
         let mut metrics = self.raft().metrics();
         loop {
             let leader = self.leader(&metrics.borrow_and_update());
@@ -178,24 +188,18 @@ impl Cluster {
                 Ok(index) => return Ok(index),
                 Err(reason) => reason,
             };
-            pause(&mut metrics, deadline).await.map_err(|()| ReadError(reason))?;
+            pause(&mut metrics, deadline).await.map_err(|()| reason)?;
         }
     }
 
     /// On the leader: confirms with a majority that it still leads.
     pub(crate) async fn read_index_here(&self, time: Duration) -> Result<u64, Refusal> {
-        let fresh = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(time);
-        let confirmed = tokio::time::timeout(time, self.raft().get_read_linearizer(fresh)).await;
-        match confirmed {
-            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
-            Ok(Err(error)) => Err(match error.forward_to_leader() {
-                Some(forward) => {
-                    Refusal::NotLeader { leader: forward.leader_id.zip(forward.leader_node.clone()) }
-                }
-                None => Refusal::Unable(error.to_string()),
-            }),
-            Err(_) => Err(Refusal::Unable("the leader reached no majority in time".to_owned())),
-        }
+        let confirmed = self.inner.confirmations.join(Instant::now() + time).await;
+        confirmed.map_err(|failure| match failure {
+            ReadFailure::Round(refusal) => refusal,
+            ReadFailure::Timeout => Refusal::Unable(NO_MAJORITY.to_owned()),
+            ReadFailure::Unable(reason) => Refusal::Unable(reason.to_owned()),
+        })
     }
 
     /// The newest applied revision, once it is at least `revision`.
@@ -227,6 +231,22 @@ impl Cluster {
             }
             None => Leader::Nobody,
         }
+    }
+}
+
+/// One round: the leader asks a majority whether it still leads.
+pub(super) async fn confirm_read(raft: Raft, deadline: Instant) -> Result<u64, Refusal> {
+    let time = deadline.saturating_duration_since(Instant::now());
+    let fresh = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(time);
+    match tokio::time::timeout(time, raft.get_read_linearizer(fresh)).await {
+        Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
+        Ok(Err(error)) => Err(match error.forward_to_leader() {
+            Some(forward) => {
+                Refusal::NotLeader { leader: forward.leader_id.zip(forward.leader_node.clone()) }
+            }
+            None => Refusal::Unable(error.to_string()),
+        }),
+        Err(_) => Err(Refusal::Unable(NO_MAJORITY.to_owned())),
     }
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use openraft::LogIdOptionExt as _;
 use openraft::async_runtime::WatchReceiver as _;
-use raft_store::LogStore;
+use raft_store::{LogSize, LogStore};
 use rand::Rng as _;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::Tuning;
@@ -20,7 +21,13 @@ const MIN_ENTRIES_BETWEEN: u64 = 1_000;
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs until `stop`, or until raft ends.
-pub(crate) async fn run(raft: Raft, log: LogStore, tuning: Tuning, stop: CancellationToken) {
+pub(crate) async fn run(
+    raft: Raft,
+    log: LogStore,
+    tuning: Tuning,
+    sizes: watch::Sender<LogSize>,
+    stop: CancellationToken,
+) {
     let metrics = raft.metrics();
     let mut last = snapshot_index(&metrics.borrow_watched());
     let mut threshold = jittered(tuning.snapshot_after_entries);
@@ -38,6 +45,7 @@ pub(crate) async fn run(raft: Raft, log: LogStore, tuning: Tuning, stop: Cancell
         };
         let behind = applied.saturating_sub(last);
         let size = log.size();
+        sizes.send_replace(size);
         let large = size.bytes > MAX_LOG_BYTES && behind >= MIN_ENTRIES_BETWEEN;
         if behind < threshold && !large {
             continue;

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::standing::Fence;
 use super::wire::{Refusal, Request, Response};
+use crate::tls::NodeTls;
 pub(crate) use connection::tune;
 use connection::{Connection, connect};
 
@@ -67,13 +68,13 @@ pub(crate) struct Identity {
 #[derive(Clone)]
 pub(crate) struct Peers {
     identity: Identity,
-    tls: Arc<rustls::ClientConfig>,
+    tls: NodeTls,
     fence: Fence,
     known: Arc<Mutex<HashMap<String, Arc<Peer>>>>,
 }
 
 impl Peers {
-    pub(crate) fn new(identity: Identity, tls: Arc<rustls::ClientConfig>, fence: Fence) -> Self {
+    pub(crate) fn new(identity: Identity, tls: NodeTls, fence: Fence) -> Self {
         Self { identity, tls, fence, known: Arc::default() }
     }
 
@@ -82,12 +83,18 @@ impl Peers {
         let peer = Arc::clone(lock(&self.known).entry(address.to_owned()).or_insert_with(|| {
             Arc::new(Peer {
                 address: address.to_owned(),
-                tls: Arc::clone(&self.tls),
+                tls: self.tls.clone(),
                 lines: Default::default(),
                 warned: AtomicBool::new(false),
+                refused: Arc::default(),
             })
         }));
         Link { identity: self.identity.clone(), peer, to, purpose, fence: self.fence.clone() }
+    }
+
+    /// The certificates this node shows and trusts.
+    pub(crate) fn tls(&self) -> &NodeTls {
+        &self.tls
     }
 
     /// Forgets peers at other addresses than these.
@@ -98,10 +105,12 @@ impl Peers {
 
 struct Peer {
     address: String,
-    tls: Arc<rustls::ClientConfig>,
+    tls: NodeTls,
     lines: [Mutex<Line>; PURPOSES],
     /// True after "cannot reach" was logged, until it can be reached again.
     warned: AtomicBool,
+    /// True after "it refuses" was logged, until it answers again.
+    refused: Arc<AtomicBool>,
 }
 
 #[derive(Default)]

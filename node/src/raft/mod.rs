@@ -5,7 +5,8 @@
 //! that carries the leader's [`clock`]; openraft replicates it through the [`network`] to the [`server`]
 //! of each peer. [`wire`] holds the frames between nodes. [`bootstrap`] founds a cluster or joins one, [`membership`]
 //! is the leader's side of joining and [`departure`] of leaving, [`standing`] notices that this node no longer belongs,
-//! [`succession`] replaces a leader that is gone, [`compaction`] decides when a snapshot is due, [`snapshot`] sends and receives it.
+//! [`succession`] replaces a leader that is gone, [`read_rounds`] confirms reads, [`meter`] counts,
+//! [`compaction`] decides when a snapshot is due, [`snapshot`] sends and receives it.
 
 pub(crate) mod admin_token;
 pub(crate) mod bootstrap;
@@ -16,8 +17,10 @@ pub(crate) mod departure;
 mod handshakes;
 pub(crate) mod link;
 pub(crate) mod membership;
+pub(crate) mod meter;
 pub(crate) mod network;
 pub(crate) mod proposer;
+pub(crate) mod read_rounds;
 pub(crate) mod server;
 pub(crate) mod settings;
 pub(crate) mod snapshot;
@@ -25,6 +28,8 @@ pub(crate) mod standing;
 pub(crate) mod succession;
 pub(crate) mod wire;
 
+#[cfg(test)]
+mod certificate_tests;
 #[cfg(test)]
 mod refusal_tests;
 

@@ -23,7 +23,7 @@ fn deadline() -> Instant {
 
 /// What was logged, as text.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -46,14 +46,14 @@ impl<'a> MakeWriter<'a> for Log {
 
 impl Log {
     /// Of this process from now on. Each test has a process of its own.
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let log = Self::default();
         let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
         let _ = tracing::subscriber::set_global_default(subscriber);
         log
     }
 
-    async fn shows(&self, parts: &[&str]) {
+    pub(crate) async fn shows(&self, parts: &[&str]) {
         let deadline = deadline();
         loop {
             let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
@@ -66,7 +66,7 @@ impl Log {
     }
 }
 
-async fn alone(dir: &Path) -> Cluster {
+pub(crate) async fn alone(dir: &Path) -> Cluster {
     Cluster::single_for_tests(dir).await.unwrap()
 }
 

@@ -1,8 +1,10 @@
 //! The listener for peers: TLS with client certificates, frames, dispatch.
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +29,8 @@ use super::snapshot::Incoming;
 use super::succession;
 use super::wire::{Answer, Envelope, GOODBYE_SEQUENCE, Refusal, Request, Response, decode, encode, framing};
 use crate::cluster::Cluster;
+use crate::tls::NodeTls;
+use crate::tls::reason::reason;
 
 /// A peer must finish TLS within this time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +40,10 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_REQUESTS: usize = 256;
 /// Appends of one connection under way, likewise. More than a peer sends ahead.
 const MAX_APPENDS: usize = 32;
+/// The same refusal of the same address is logged once in this time …
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// … for this many addresses and reasons.
+const MAX_REFUSALS: usize = 256;
 /// A node that leaves gives requests it has begun with this much time.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// … and the peer this much to close its end.
@@ -53,13 +61,8 @@ pub(crate) struct Ending {
 }
 
 /// Serves peers until told to end.
-pub(crate) async fn run(
-    cluster: Cluster,
-    listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
-    ending: Ending,
-) {
-    let acceptor = TlsAcceptor::from(tls);
+pub(crate) async fn run(cluster: Cluster, listener: TcpListener, tls: NodeTls, ending: Ending) {
+    let refusals = Refusals::default();
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let handshakes = Handshakes::default();
     let tasks = TaskTracker::new();
@@ -78,12 +81,13 @@ pub(crate) async fn run(
             }
         };
         let handshake = handshakes.begin(remote.ip());
-        let (cluster, acceptor, ending) = (cluster.clone(), acceptor.clone(), ending.clone());
+        let (cluster, tls, ending) = (cluster.clone(), tls.clone(), ending.clone());
+        let refusals = refusals.clone();
         let connections = Arc::clone(&connections);
         tasks.spawn(async move {
             tokio::select! {
                 () = ending.stop.cancelled() => {}
-                () = welcome(cluster, acceptor, stream, remote, ending.leave, handshake, connections) => {}
+                () = welcome(cluster, (&tls, &refusals), stream, remote, ending.leave, handshake, connections) => {}
             }
         });
     }
@@ -94,7 +98,7 @@ pub(crate) async fn run(
 
 async fn welcome(
     cluster: Cluster,
-    acceptor: TlsAcceptor,
+    (tls, refusals): (&NodeTls, &Refusals),
     stream: TcpStream,
     remote: SocketAddr,
     leave: CancellationToken,
@@ -105,12 +109,19 @@ async fn welcome(
         tracing::debug!(peer = %remote, %error, "set up peer connection");
         return;
     }
+    let (config, shown) = match tls.peer_server() {
+        Ok(made) => made,
+        Err(error) => {
+            tracing::error!(peer = %remote, %error, "set up TLS for a peer");
+            return;
+        }
+    };
     let accepted = tokio::select! {
         () = handshake.displaced.cancelled() => {
             tracing::debug!(peer = %remote, "closed a connection without a certificate: too many are open");
             return;
         }
-        accepted = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => accepted,
+        accepted = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)) => accepted,
     };
     drop(handshake);
     match accepted {
@@ -130,14 +141,44 @@ async fn welcome(
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             tracing::debug!(peer = %remote, "peer connection closed before TLS was up");
         }
-        Ok(Err(error)) => {
-            tracing::warn!(
-                peer = %remote,
-                %error,
-                "refused a peer connection: peers speak TLS and show a certificate of the cluster's CA"
-            );
+        Ok(Err(error)) => refusals.tell(remote, &shown.subject(), &reason(&error)),
+        Err(_) => refusals.tell(remote, &shown.subject(), "no TLS handshake in time"),
+    }
+}
+
+/// Who was refused lately: a node with a wrong certificate tries many times a second.
+#[derive(Clone, Default)]
+struct Refusals {
+    told: Arc<Mutex<HashMap<(IpAddr, String), Told>>>,
+}
+
+struct Told {
+    at: Instant,
+    /// Since then.
+    untold: u64,
+}
+
+impl Refusals {
+    fn tell(&self, remote: SocketAddr, certificate: &str, reason: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|_, told| told.at.elapsed() < REFUSAL_LOG_INTERVAL || told.untold > 0);
+        if told.len() >= MAX_REFUSALS {
+            told.clear();
         }
-        Err(_) => tracing::warn!(peer = %remote, "refused a peer connection: no TLS handshake in time"),
+        let more = match told.entry((remote.ip(), reason.to_owned())) {
+            Entry::Occupied(mut before) if before.get().at.elapsed() < REFUSAL_LOG_INTERVAL => {
+                before.get_mut().untold += 1;
+                return;
+            }
+            Entry::Occupied(mut before) => {
+                std::mem::replace(before.get_mut(), Told { at: Instant::now(), untold: 0 }).untold
+            }
+            Entry::Vacant(place) => {
+                place.insert(Told { at: Instant::now(), untold: 0 });
+                0
+            }
+        };
+        tracing::warn!(peer = %remote, certificate, reason, more, "refused a peer connection");
     }
 }
 

@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
+use crate::tls::NodeTls;
+
 /// Connections of one listener at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4_096;
 /// TLS must be up within this time.
@@ -60,11 +62,11 @@ impl Serving {
     }
 
     /// Serves HTTPS.
-    pub(super) async fn tls(self, listener: TcpListener, acceptor: TlsAcceptor, router: Router) {
-        self.accept(listener, Some(acceptor), router).await;
+    pub(super) async fn tls(self, listener: TcpListener, tls: NodeTls, router: Router) {
+        self.accept(listener, Some(tls), router).await;
     }
 
-    async fn accept(self, listener: TcpListener, acceptor: Option<TlsAcceptor>, router: Router) {
+    async fn accept(self, listener: TcpListener, tls: Option<NodeTls>, router: Router) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let next = async {
@@ -80,11 +82,11 @@ impl Serving {
                     continue;
                 }
             };
-            self.spawn(stream, remote, &acceptor, &router, place);
+            self.spawn(stream, remote, &tls, &router, place);
         }
         // Who is in the kernel's queue has been promised an answer.
         while let Some(Ok((stream, remote))) = listener.accept().now_or_never() {
-            self.spawn(stream, remote, &acceptor, &router, None);
+            self.spawn(stream, remote, &tls, &router, None);
         }
     }
 
@@ -92,11 +94,13 @@ impl Serving {
         &self,
         stream: TcpStream,
         remote: SocketAddr,
-        acceptor: &Option<TlsAcceptor>,
+        tls: &Option<NodeTls>,
         router: &Router,
         place: Option<OwnedSemaphorePermit>,
     ) {
-        let (acceptor, router, serving) = (acceptor.clone(), router.clone(), self.clone());
+        let (router, serving) = (router.clone(), self.clone());
+        // As of now: certificates change.
+        let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.feed()));
         self.connections.spawn(async move {
             serving.welcome(stream, remote, acceptor, router).await;
             drop(place);

@@ -6,13 +6,14 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
+use rustls::pki_types::UnixTime;
 use time::{Duration, OffsetDateTime};
 
 use super::files::{Access, create, replace};
 use super::{CA_CERT_FILE, CA_KEY_FILE, CertState, TlsError, examine};
 
-/// A node renews its certificate at a start when less than this is left, seconds.
-pub(super) const RENEW_BEFORE_S: u64 = 30 * 24 * 3600;
+/// A node renews its certificate when less than this is left, seconds.
+const RENEW_BEFORE_S: u64 = 30 * 24 * 3600;
 /// Validity of the development CA, days.
 const CA_DAYS: i64 = 3_650;
 /// Validity of a node's certificate, days.
@@ -34,7 +35,10 @@ pub(super) fn ensure(dir: &Path, name: &str, hosts: &[&str]) -> Result<(), TlsEr
     if !cert.exists() || !key.exists() {
         return issue(dir, name, hosts);
     }
-    match examine(dir, name, hosts)? {
+    let soon = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+        UnixTime::now().as_secs() + RENEW_BEFORE_S,
+    ));
+    match examine(dir, name, hosts, soon)? {
         CertState::Good => Ok(()),
         CertState::Renew(reason) if dir.join(CA_KEY_FILE).exists() => {
             tracing::info!(certificate = %cert.display(), reason, "issuing the node's certificate anew");

@@ -5,15 +5,24 @@
 
 mod authority;
 mod files;
+pub(crate) mod reason;
+pub mod reload;
+mod shown;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+pub(crate) use shown::Shown;
+use shown::{Noting, expires_at_s};
 
 /// The CA's certificate: what gateways and tools need.
 pub const CA_CERT_FILE: &str = "ca.pem";
@@ -61,12 +70,29 @@ pub enum TlsError {
     },
 }
 
-/// Certificates of one node, checked, and the settings made of them.
+/// Certificates of one node, checked, and the settings made of them. All clones see new ones at once; connections keep
+/// what they began with.
 #[derive(Clone)]
 pub struct NodeTls {
+    files: Arc<Files>,
+    current: Arc<RwLock<Arc<Loaded>>>,
+}
+
+/// Where certificates come from.
+struct Files {
+    dir: PathBuf,
+    name: String,
+    hosts: Vec<String>,
+}
+
+/// What was made of the files at one time.
+struct Loaded {
     feed: Arc<ServerConfig>,
-    peer_server: Arc<ServerConfig>,
     peer_client: Arc<ClientConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    certified: Arc<SingleCertAndKey>,
+    /// End of the node's certificate and of the first CA to end, Unix seconds.
+    expiry_s: (Option<i64>, Option<i64>),
 }
 
 impl std::fmt::Debug for NodeTls {
@@ -83,21 +109,115 @@ impl NodeTls {
     /// [`TlsError`].
     pub fn prepare(dir: &Path, name: &str, hosts: &[&str]) -> Result<Self, TlsError> {
         authority::ensure(dir, name, hosts)?;
-        Self::load(dir, name)
+        let files = Files {
+            dir: dir.to_owned(),
+            name: name.to_owned(),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        };
+        let loaded = Loaded::load(dir, name)?;
+        Ok(Self { files: Arc::new(files), current: Arc::new(RwLock::new(Arc::new(loaded))) })
     }
 
+    /// Takes the files as they are now into use.
+    ///
+    /// # Errors
+    /// [`TlsError`] when they do not fit together; what was in use stays.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let Files { dir, name, hosts } = &*self.files;
+        let hosts: Vec<_> = hosts.iter().map(String::as_str).collect();
+        let unusable = |problem, remedy| {
+            Err(TlsError::Unusable { path: dir.join(format!("{name}.pem")), problem, remedy })
+        };
+        match examine(dir, name, &hosts, UnixTime::now())? {
+            CertState::Good => {}
+            CertState::Renew(reason) => {
+                return unusable(
+                    format!("cannot be used ({reason})"),
+                    "issue a new one with the cluster's CA",
+                );
+            }
+            CertState::Foreign(reason) => {
+                return unusable(
+                    format!("is not signed by {CA_CERT_FILE} beside it ({reason})"),
+                    "put both CAs into ca.pem while certificates of both are in use",
+                );
+            }
+        }
+        let loaded = Arc::new(Loaded::load(dir, name)?);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+        Ok(())
+    }
+
+    /// Issues the node's certificate anew when its end is near and the CA's key is there.
+    ///
+    /// # Errors
+    /// [`TlsError`] when the files cannot be read or written.
+    pub fn renew(&self) -> Result<(), TlsError> {
+        let Files { dir, name, hosts } = &*self.files;
+        let hosts: Vec<_> = hosts.iter().map(String::as_str).collect();
+        authority::ensure(dir, name, &hosts)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.files.dir
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.files.name
+    }
+
+    /// End of the node's certificate and of the first CA to end, Unix seconds.
+    pub fn expiry_s(&self) -> (Option<i64>, Option<i64>) {
+        self.current().expiry_s
+    }
+
+    fn current(&self) -> Arc<Loaded> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// For gateways and browsers: only the server shows a certificate.
+    pub fn feed(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.current().feed)
+    }
+
+    /// For one peer that connects to this node: it must show a certificate of our CA, which is noted.
+    pub(crate) fn peer_server(&self) -> Result<(Arc<ServerConfig>, Shown), rustls::Error> {
+        let current = self.current();
+        let shown = Shown::default();
+        let verifier = Noting { inner: Arc::clone(&current.verifier), shown: shown.clone() };
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::clone(&current.certified) as _);
+        Ok((Arc::new(config), shown))
+    }
+
+    /// For connections to peers: both sides show a certificate of our CA.
+    pub fn peer_client(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.current().peer_client)
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::ring::default_provider())))
+}
+
+impl Loaded {
     fn load(dir: &Path, name: &str) -> Result<Self, TlsError> {
         let cert_path = dir.join(format!("{name}.pem"));
         let setup = |error: &dyn std::fmt::Display| TlsError::Setup {
             path: cert_path.clone(),
             message: error.to_string(),
         };
-        let roots = Arc::new(roots(&dir.join(CA_CERT_FILE))?);
+        let ca_path = dir.join(CA_CERT_FILE);
+        let cas = certificates(&ca_path)?;
+        let roots = Arc::new(roots(&ca_path)?);
         let chain = certificates(&cert_path)?;
         let key = private_key(&dir.join(format!("{name}.key")))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let expiry_s = (chain.first().and_then(expires_at_s), cas.iter().filter_map(expires_at_s).min());
 
-        let mut feed = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        let mut feed = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| setup(&error))?
             .with_no_client_auth()
@@ -106,16 +226,12 @@ impl NodeTls {
         // What the listener serves, and what WebSocket needs.
         feed.alpn_protocols = vec![b"http/1.1".to_vec()];
 
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider())
             .build()
             .map_err(|error| setup(&error))?;
-        let peer_server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| setup(&error))?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain.clone(), key.clone_key())
+        let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
             .map_err(|error| setup(&error))?;
-        let peer_client = ClientConfig::builder_with_provider(provider)
+        let peer_client = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| setup(&error))?
             .with_root_certificates(roots)
@@ -123,24 +239,11 @@ impl NodeTls {
             .map_err(|error| setup(&error))?;
         Ok(Self {
             feed: Arc::new(feed),
-            peer_server: Arc::new(peer_server),
             peer_client: Arc::new(peer_client),
+            verifier,
+            certified: Arc::new(SingleCertAndKey::from(certified)),
+            expiry_s,
         })
-    }
-
-    /// For gateways and browsers: only the server shows a certificate.
-    pub fn feed(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.feed)
-    }
-
-    /// For peers that connect to this node: they must show a certificate of our CA.
-    pub fn peer_server(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.peer_server)
-    }
-
-    /// For connections to peers: both sides show a certificate of our CA.
-    pub fn peer_client(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.peer_client)
     }
 }
 
@@ -210,7 +313,8 @@ enum CertState {
     Foreign(String),
 }
 
-fn examine(dir: &Path, name: &str, hosts: &[&str]) -> Result<CertState, TlsError> {
+/// Judges the node's certificate as of `at`.
+fn examine(dir: &Path, name: &str, hosts: &[&str], at: UnixTime) -> Result<CertState, TlsError> {
     let path = dir.join(format!("{name}.pem"));
     let roots = roots(&dir.join(CA_CERT_FILE))?;
     let chain = certificates(&path)?;
@@ -221,10 +325,7 @@ fn examine(dir: &Path, name: &str, hosts: &[&str]) -> Result<CertState, TlsError
     let parsed = ParsedCertificate::try_from(leaf)
         .map_err(|error| not_a_certificate(&path, format!("is no certificate ({error})")))?;
     let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
-    let until = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
-        UnixTime::now().as_secs() + authority::RENEW_BEFORE_S,
-    ));
-    match verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, until, algorithms) {
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, at, algorithms) {
         Ok(()) => {}
         Err(rustls::Error::InvalidCertificate(
             error @ (rustls::CertificateError::Expired | rustls::CertificateError::ExpiredContext { .. }),
@@ -271,7 +372,12 @@ mod tests {
         for node in 0..8 {
             assert!(
                 matches!(
-                    examine(dir.path(), &format!("server-{node}"), &["10.1.0.1", "localhost", "127.0.0.1"]),
+                    examine(
+                        dir.path(),
+                        &format!("server-{node}"),
+                        &["10.1.0.1", "localhost", "127.0.0.1"],
+                        UnixTime::now()
+                    ),
                     Ok(CertState::Good)
                 ),
                 "server-{node}"
@@ -310,7 +416,7 @@ mod tests {
         prepare(dir.path(), "a").unwrap();
         let ca = std::fs::read(dir.path().join("ca.pem")).unwrap();
         NodeTls::prepare(dir.path(), "a", &["10.9.9.9"]).unwrap();
-        assert!(matches!(examine(dir.path(), "a", &["10.9.9.9"]), Ok(CertState::Good)));
+        assert!(matches!(examine(dir.path(), "a", &["10.9.9.9"], UnixTime::now()), Ok(CertState::Good)));
         assert_eq!(std::fs::read(dir.path().join("ca.pem")).unwrap(), ca);
     }
 

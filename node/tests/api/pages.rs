@@ -93,6 +93,16 @@ async fn metrics_count_by_route_and_show_the_state() {
     assert_eq!(server.metric("outputguard_raft_role{role=\"leader\"}").await, 1.0);
     assert_eq!(server.metric("outputguard_raft_role{role=\"follower\"}").await, 0.0);
     assert!(server.metric("outputguard_raft_term").await >= 1.0);
+    assert_eq!(server.metric("outputguard_raft_is_leader").await, 1.0);
+    assert_eq!(server.metric("outputguard_raft_leader_changes_total").await, 0.0);
+    assert!(server.metric("outputguard_raft_applied_index").await >= revision as f64);
+    assert!(server.metric("outputguard_raft_last_log_index").await >= revision as f64);
+    assert!(server.metric("outputguard_raft_log_bytes").await > 0.0);
+    assert!(server.metric("outputguard_raft_proposals_total{result=\"committed\"}").await >= 1.0);
+    assert!(
+        server.metric("outputguard_raft_reads_total").await
+            >= server.metric("outputguard_raft_read_rounds_total").await
+    );
     let page = server.bare(Method::GET, "/metrics").send().await.unwrap();
     assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
     let page = page.text().await.unwrap();

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{CallError, Identity, Peer, Pending, lock};
 use crate::raft::standing::Fence;
 use crate::raft::wire::{Answer, Envelope, GOODBYE_SEQUENCE, Request, Response, decode, encode, framing};
+use crate::tls::reason::{is_refusal, reason};
 use crate::tls::server_name;
 
 /// TCP and TLS must be up within this time.
@@ -42,7 +43,7 @@ pub(super) async fn connect(peer: &Peer) -> Result<Connection, String> {
             if peer.warned.swap(false, Ordering::Relaxed) {
                 tracing::info!(peer = %peer.address, "peer can be reached again");
             }
-            Ok(Connection::start(peer.address.clone(), stream))
+            Ok(Connection::start(peer, stream))
         }
         Err(error) => {
             let message = format!("connect to peer {}: {error}", peer.address);
@@ -58,10 +59,7 @@ async fn connect_tls(peer: &Peer) -> Result<TlsStream<TcpStream>, String> {
     let name = server_name(&peer.address)?;
     let stream = TcpStream::connect(&peer.address).await.map_err(|error| error.to_string())?;
     tune(&stream).map_err(|error| error.to_string())?;
-    TlsConnector::from(Arc::clone(&peer.tls))
-        .connect(name, stream)
-        .await
-        .map_err(|error| format!("TLS: {error}; both nodes need certificates of one CA (ca.pem)"))
+    TlsConnector::from(peer.tls.peer_client()).connect(name, stream).await.map_err(|error| reason(&error))
 }
 
 /// Small frames go out at once, and a peer that is gone without a word is noticed.
@@ -99,7 +97,8 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    fn start(address: String, stream: TlsStream<TcpStream>) -> Self {
+    fn start(peer: &Peer, stream: TlsStream<TcpStream>) -> Self {
+        let (address, refused) = (peer.address.clone(), Arc::clone(&peer.refused));
         let (read, write) = tokio::io::split(stream);
         let (frames, mut queue) = mpsc::channel::<Bytes>(WRITE_QUEUE_FRAMES);
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
@@ -136,6 +135,12 @@ impl Connection {
                 let _closing = closing;
                 let mut frames = FramedRead::new(read, framing());
                 while let Some(frame) = frames.next().await {
+                    if let Err(error) = &frame
+                        && is_refusal(error)
+                        && !refused.swap(true, Ordering::Relaxed)
+                    {
+                        tracing::warn!(peer = %address, reason = reason(error), "the peer refuses this node");
+                    }
                     let answer = frame
                         .map_err(|error| error.to_string())
                         .and_then(|frame| decode::<Answer>(&frame).map_err(|error| error.to_string()));
@@ -148,6 +153,9 @@ impl Connection {
                             break;
                         }
                         Ok(Answer { sequence, response }) => {
+                            if refused.swap(false, Ordering::Relaxed) {
+                                tracing::info!(peer = %address, "the peer accepts this node again");
+                            }
                             let waiter =
                                 lock(&waiting).as_mut().and_then(|waiting| waiting.remove(&sequence));
                             if let Some(waiter) = waiter {
