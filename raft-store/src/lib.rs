@@ -28,6 +28,7 @@ pub mod machine;
 pub mod reader;
 pub mod recovery;
 pub mod snapshot;
+pub mod space;
 pub mod state;
 pub mod store;
 pub mod types;
@@ -40,6 +41,16 @@ pub use machine::StateMachine;
 pub use reader::StateReader;
 pub use recovery::Recovery;
 pub use snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};
+pub use space::{Space, SpaceLimits, SpaceState};
 pub use state::{AppliedBatch, State};
 pub use store::{Store, StoreOptions};
 pub use types::{NodeInfo, TypeConfig};
+
+// The whole-store tests share what drives a store with the programs in `tests/`.
+#[cfg(test)]
+extern crate self as raft_store;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod driving;
+#[cfg(test)]
+mod power;

@@ -33,6 +33,7 @@ use crate::identity;
 use crate::log::LogStore;
 use crate::machine::recover;
 use crate::snapshot::{Content, Snapshots};
+use crate::space::Space;
 use crate::types::{LogId, NodeId, NodeInfo, StoredMembership, TypeConfig};
 
 const MARKER: &str = "recovery";
@@ -138,7 +139,14 @@ fn build(dir: &Path, recovery: &Recovery, lock: &Arc<DataDir>) -> Result<(), Ope
     // No checkpoint: it is made from the snapshot when the directory is opened.
     let snapshot = Snapshots::open(&Disk::default(), &side)?.build(&content);
     snapshot.map_err(|error| failed(format!("write the state: {error}")))?;
-    let mut log = LogStore::open(&Disk::default(), &side, None, Arc::clone(lock), FatalHook::new(|_| {}))?;
+    let mut log = LogStore::open(
+        &Disk::default(),
+        &side,
+        None,
+        Arc::clone(lock),
+        Space::without_limits(&side)?,
+        FatalHook::new(|_| {}),
+    )?;
     let saved = Handle::current().block_on(log.save_vote(&vote));
     drop(log);
     saved.map_err(|error| failed(format!("write the log: {error}")))?;
@@ -162,6 +170,7 @@ fn read_old(
         dir,
         identity::read(dir)?,
         Arc::clone(lock),
+        Space::without_limits(dir)?,
         FatalHook::new(|_| {}),
     )?;
     let ends = log.ends();

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! lock         held while open
+//! reserve      room for what must be written when the disk is full
 //! identity     the node's id
 //! log/         write-ahead log: entries, vote, committed
 //! db/<n>/      checkpoint of the state (sled), newest generation
@@ -22,11 +23,12 @@ use crate::error::OpenError;
 use crate::fatal::FatalHook;
 use crate::identity;
 use crate::log::LogStore;
-use crate::machine::checkpoint::Checkpointer;
+use crate::machine::checkpoint::{Checkpointer, GrowthLimit};
 use crate::machine::{StateMachine, recover};
 use crate::reader::{self, StateReader};
 use crate::recovery;
 use crate::snapshot::Snapshots;
+use crate::space::{Space, SpaceLimits};
 use crate::types::NodeId;
 
 /// What the store needs to be told.
@@ -34,6 +36,8 @@ use crate::types::NodeId;
 pub struct StoreOptions {
     /// A random number, used as the node's id when the directory has none yet.
     pub new_id: NodeId,
+    /// When the disk counts as nearly full.
+    pub space: SpaceLimits,
     /// Called when the disk fails. The default ends the process.
     pub on_fatal: FatalHook,
 }
@@ -49,6 +53,8 @@ pub struct Store {
     pub machine: StateMachine,
     /// Snapshot files, for the network to receive into.
     pub snapshots: Snapshots,
+    /// Room on the disk: ask it before a write that makes the state larger.
+    pub space: Space,
     /// What the rest of the server reads.
     pub reader: StateReader,
     /// True when this node has never voted, logged or applied anything: it may found a cluster or join one.
@@ -69,22 +75,26 @@ impl Store {
     /// # Errors
     /// [`OpenError`], which says what to do.
     pub async fn open(dir: &Path, options: StoreOptions) -> Result<Self, OpenError> {
+        Self::open_on(Disk::default(), dir, options).await
+    }
+
+    pub(crate) async fn open_on(disk: Disk, dir: &Path, options: StoreOptions) -> Result<Self, OpenError> {
         let dir = dir.to_owned();
         let at = dir.clone();
-        let opened = tokio::task::spawn_blocking(move || open_blocking(&dir, options)).await;
+        let opened = tokio::task::spawn_blocking(move || open_blocking(&disk, &dir, options)).await;
         opened.map_err(|error| OpenError::at(at)(std::io::Error::other(error)))?
     }
 }
 
-fn open_blocking(dir: &Path, options: StoreOptions) -> Result<Store, OpenError> {
-    let StoreOptions { new_id, on_fatal } = options;
-    let disk = Disk::default();
+fn open_blocking(disk: &Disk, dir: &Path, options: StoreOptions) -> Result<Store, OpenError> {
+    let StoreOptions { new_id, space, on_fatal } = options;
     let lock = Arc::new(DataDir::lock(dir)?);
+    let space = Space::open(disk, dir, space).map_err(OpenError::at(dir))?;
     recovery::finish(dir, &lock)?;
     let known_id = identity::read(dir)?;
-    let log = LogStore::open(&disk, dir, known_id, Arc::clone(&lock), on_fatal.clone())?;
+    let log = LogStore::open(disk, dir, known_id, Arc::clone(&lock), space.clone(), on_fatal.clone())?;
     let ends = log.ends();
-    let snapshots = Snapshots::open(&disk, dir)?;
+    let snapshots = Snapshots::open(disk, dir)?;
     let (database, content) = recover::recover(dir, ends, &snapshots)?;
     let pristine = !ends.has_vote && ends.last.is_none() && content.applied.is_none();
     let id = match known_id {
@@ -95,14 +105,21 @@ fn open_blocking(dir: &Path, options: StoreOptions) -> Result<Store, OpenError> 
         }
         None => {
             // Last, so that a crash before it leaves a directory that is simply begun again.
-            identity::write(&disk, dir, new_id)?;
+            identity::write(disk, dir, new_id)?;
             new_id
         }
     };
-    let checkpointer = Checkpointer::start(&recover::root(dir), database, log.flushed(), on_fatal.clone())
-        .map_err(OpenError::at(dir))?;
+    let checkpointer = Checkpointer::start(
+        &recover::root(dir),
+        database,
+        log.flushed(),
+        GrowthLimit::default(),
+        on_fatal.clone(),
+    )
+    .map_err(OpenError::at(dir))?;
     let (publisher, reader) = reader::channel(content.state.clone());
-    let machine = StateMachine::new(content, publisher, checkpointer, snapshots.clone(), on_fatal, lock);
+    let machine =
+        StateMachine::new(content, publisher, checkpointer, snapshots.clone(), space.clone(), on_fatal, lock);
     let superseded = recovery::superseded(dir)?;
-    Ok(Store { id, log, machine, snapshots, reader, pristine, superseded })
+    Ok(Store { id, log, machine, snapshots, space, reader, pristine, superseded })
 }

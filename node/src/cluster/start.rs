@@ -84,7 +84,8 @@ impl Cluster {
             tls,
             tuning,
         } = settings;
-        let options = StoreOptions { new_id: rand::random(), on_fatal: on_disk_failure };
+        let options =
+            StoreOptions { new_id: rand::random(), on_fatal: on_disk_failure, ..StoreOptions::default() };
         let store = Store::open(&data_dir, options).await?;
         let node = NodeInfo { name, raft_address: advertise };
         let id = store.id;

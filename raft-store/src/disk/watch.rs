@@ -247,7 +247,12 @@ impl Inode {
                         let old_len = bytes.len();
                         bytes.resize(end, 0);
                         if rubbish {
-                            bytes[old_len..].iter_mut().for_each(|byte| *byte = random.next() as u8);
+                            let mut word = random.next().to_le_bytes();
+                            for block in bytes[old_len..].chunks_mut(SECTOR_BYTES) {
+                                word = (u64::from_le_bytes(word) ^ random.next()).to_le_bytes();
+                                let rubbish = word.repeat(SECTOR_BYTES / 8);
+                                block.copy_from_slice(&rubbish[..block.len()]);
+                            }
                         }
                     }
                     for sector in offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES) {

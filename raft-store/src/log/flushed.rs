@@ -30,6 +30,11 @@ impl Flushed {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn reach(&self, next_index: u64) {
+        self.advance(next_index);
+    }
+
     /// The log was cut: what comes at these indexes from now on is not on disk yet.
     pub(super) fn retreat(&self, next_index: u64) {
         let mut progress = self.next.lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,6 +16,7 @@
 pub(super) const HEADER_BYTES: usize = 32;
 /// Longest payload: a batch is closed at [`super::queue::BATCH_BYTES`], and one record more fits.
 pub(super) const MAX_PAYLOAD_BYTES: usize = 32 * 1024 * 1024;
+const ZERO_BLOCK_BYTES: usize = 4096;
 const MAGIC: [u8; 4] = *b"OGB\x01";
 
 /// A header whose own sum is right.
@@ -64,11 +65,22 @@ impl Header {
 
 /// The first intact header in `bytes` with a sequence other than `expected`, wherever it starts.
 pub(super) fn find_other(bytes: &[u8], salt: u64, expected: u64) -> Option<u64> {
+    let bytes = without_zeros(bytes);
     let starts = bytes.windows(MAGIC.len()).enumerate().filter(|(_, window)| **window == MAGIC);
     starts
         .filter_map(|(at, _)| header(&bytes[at..], salt))
         .map(|header| header.sequence)
         .find(|sequence| *sequence != expected)
+}
+
+/// Without the blocks of zeros at the end, of which there may be megabytes.
+fn without_zeros(mut bytes: &[u8]) -> &[u8] {
+    while let Some((rest, block)) = bytes.split_last_chunk::<ZERO_BLOCK_BYTES>()
+        && *block == [0; ZERO_BLOCK_BYTES]
+    {
+        bytes = rest;
+    }
+    bytes
 }
 
 #[cfg(test)]

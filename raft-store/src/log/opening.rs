@@ -19,6 +19,7 @@ use super::segment::{
 use super::writer::{Closed, Files};
 use crate::disk::Disk;
 use crate::error::OpenError;
+use crate::space::Space;
 
 /// Sequence of the first batch of a log.
 const FIRST_SEQUENCE: u64 = 1;
@@ -51,14 +52,19 @@ impl From<String> for Refusal {
 
 /// Opens the log in `dir`, which exists. `known` is true when this node was fully begun once: an empty directory is then
 /// a loss.
-pub(super) fn open(disk: &Disk, dir: &Path, known: bool) -> Result<(Files, Memory), OpenError> {
-    read(disk, dir, known).map_err(|refusal| match refusal {
+pub(super) fn open(
+    disk: &Disk,
+    dir: &Path,
+    space: &Space,
+    known: bool,
+) -> Result<(Files, Memory), OpenError> {
+    read(disk, dir, space, known).map_err(|refusal| match refusal {
         Refusal::Damaged(reason) => OpenError::Log { path: dir.to_owned(), reason },
         Refusal::Open(error) => error,
     })
 }
 
-fn read(disk: &Disk, dir: &Path, known: bool) -> Result<(Files, Memory), Refusal> {
+fn read(disk: &Disk, dir: &Path, space: &Space, known: bool) -> Result<(Files, Memory), Refusal> {
     let at = |error| Refusal::Open(OpenError::at(dir)(error));
     refuse_old_format(dir).map_err(at)??;
     let files = segment::files(dir).map_err(at)?;
@@ -112,7 +118,7 @@ fn read(disk: &Disk, dir: &Path, known: bool) -> Result<(Files, Memory), Refusal
         return Err(format!("entries {from} to {to} are missing: the files that held them are gone").into());
     }
     let Some(last) = chain.pop_back() else {
-        return begin(disk, dir, known, &surplus);
+        return begin(disk, dir, space, known, &surplus);
     };
     if let Some(next) = last.sealed {
         return Err(format!("{} is missing", segment::file_name(next)).into());
@@ -128,6 +134,7 @@ fn read(disk: &Disk, dir: &Path, known: bool) -> Result<(Files, Memory), Refusal
     let mut files = Files {
         disk: disk.clone(),
         dir: dir.to_owned(),
+        space: space.clone(),
         segment_bytes: SEGMENT_BYTES,
         open,
         closed: closed.collect(),
@@ -139,7 +146,13 @@ fn read(disk: &Disk, dir: &Path, known: bool) -> Result<(Files, Memory), Refusal
     Ok((files, memory))
 }
 
-fn begin(disk: &Disk, dir: &Path, known: bool, surplus: &[PathBuf]) -> Result<(Files, Memory), Refusal> {
+fn begin(
+    disk: &Disk,
+    dir: &Path,
+    space: &Space,
+    known: bool,
+    surplus: &[PathBuf],
+) -> Result<(Files, Memory), Refusal> {
     if known {
         return Err("all its files are gone".to_owned().into());
     }
@@ -149,6 +162,7 @@ fn begin(disk: &Disk, dir: &Path, known: bool, surplus: &[PathBuf]) -> Result<(F
     let files = Files {
         disk: disk.clone(),
         dir: dir.to_owned(),
+        space: space.clone(),
         segment_bytes: SEGMENT_BYTES,
         open,
         closed: VecDeque::new(),

@@ -15,7 +15,7 @@ use crate::command::Batch;
 use crate::disk::watch::{Event, Fault, Random, Watch};
 
 /// Images in one run; the environment may ask for more.
-const IMAGES: u64 = 600;
+const IMAGES: u64 = 504;
 const IMAGES_VARIABLE: &str = "OUTPUTGUARD_POWER_CUTS";
 /// Images built from one recorded life.
 const IMAGES_PER_LIFE: u64 = 12;
@@ -120,10 +120,15 @@ fn memory_dir() -> tempfile::TempDir {
     }
 }
 
+fn no_limits() -> crate::space::SpaceLimits {
+    crate::space::SpaceLimits { low_bytes: 0, reserve_bytes: 0, ..crate::space::SpaceLimits::default() }
+}
+
 fn open(disk: &Disk, data_dir: &Path, known: bool) -> Result<LogStore, OpenError> {
     let dir = data_dir.join(DIR_NAME);
     disk.create_dir(&dir).unwrap();
-    let (mut files, memory) = opening::open(disk, &dir, known)?;
+    let space = Space::open(&Disk::default(), data_dir, no_limits()).unwrap();
+    let (mut files, memory) = opening::open(disk, &dir, &space, known)?;
     files.segment_bytes = SMALL_SEGMENT_BYTES;
     let lock = Arc::new(DataDir::lock(data_dir)?);
     Ok(LogStore::start(files, memory, lock, FatalHook::new(|_| {})).unwrap())

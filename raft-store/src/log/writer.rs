@@ -18,12 +18,14 @@ use super::segment::{OpenSegment, Segment};
 use super::sync_times::SyncTimes;
 use crate::disk::Disk;
 use crate::fatal::FatalHook;
+use crate::space::Space;
 use crate::types::Entry;
 
 /// What is written, and where.
 pub(super) struct Files {
     pub(super) disk: Disk,
     pub(super) dir: PathBuf,
+    pub(super) space: Space,
     /// A segment is sealed with the batch that brings it over this size.
     pub(super) segment_bytes: u64,
     pub(super) open: OpenSegment,
@@ -170,7 +172,12 @@ impl Files {
 
     /// Writes a batch and syncs it; answers with the offset of its payload.
     fn write(&mut self, frame: &mut Vec<u8>, syncs: &SyncTimes) -> io::Result<u32> {
-        let offset = self.open.write(frame, self.sequence)?;
+        let offset = match self.open.write(frame, self.sequence) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && self.space.release() => {
+                self.open.write(frame, self.sequence)?
+            }
+            written => written?,
+        };
         let begun = Instant::now();
         self.open.sync()?;
         syncs.note(begun.elapsed());
@@ -181,7 +188,11 @@ impl Files {
     /// Seals the open segment and begins the next one. The order matters: see [`super::segment`].
     fn rotate(&mut self, syncs: &SyncTimes) -> io::Result<()> {
         let next = self.sequence + 1;
-        let begun = OpenSegment::begin(&self.disk, &self.dir, next, self.open.segment.first, self.marks)?;
+        let begin = || OpenSegment::begin(&self.disk, &self.dir, next, self.open.segment.first, self.marks);
+        let begun = match begin() {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && self.space.release() => begin()?,
+            begun => begun?,
+        };
         let mut seal = vec![0; frame::HEADER_BYTES];
         Record::Seal(next).put(&mut seal);
         self.write(&mut seal, syncs)?;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::database::{Database, Dirty};
+use super::database::{self, Database, Dirty, LoadError};
 use crate::fatal::FatalHook;
 use crate::log::Flushed;
 use crate::snapshot::Content;
@@ -19,6 +19,10 @@ use crate::snapshot::Content;
 const STEP_KEYS: usize = 10_000;
 /// … or when the oldest change is this old.
 const STEP_INTERVAL: Duration = Duration::from_millis(200);
+/// A step that met a full disk is tried again after this time.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
+/// Failures in a row, for another reason than a full disk, after which the disk counts as failed.
+const PATIENCE_STEPS: u32 = 30;
 
 /// Handle on the thread. Dropping it ends the thread, after the step it is in.
 #[derive(Debug)]
@@ -33,9 +37,50 @@ struct Shared {
     root: PathBuf,
     pending: Mutex<Pending>,
     changed: Condvar,
-    /// The generation in use. Held while a step is written.
-    database: Mutex<Database>,
+    /// Held while a step or a whole generation is written.
+    database: Mutex<Generation>,
+    limit: GrowthLimit,
     fatal: FatalHook,
+}
+
+/// The generation in use.
+#[derive(Debug)]
+enum Generation {
+    Open(Database),
+    /// Closed because the disk was full.
+    Closed(PathBuf),
+}
+
+impl Generation {
+    fn close(&mut self) {
+        let dir = self.dir().to_owned();
+        if let Self::Open(database) = std::mem::replace(self, Self::Closed(dir)) {
+            database.close();
+        }
+    }
+
+    fn dir(&self) -> &Path {
+        match self {
+            Self::Open(database) => database.dir(),
+            Self::Closed(dir) => dir,
+        }
+    }
+}
+
+/// How large a generation may become before it is written anew: sled gives little of its room back (1 M keys written
+/// three times took 4.1 times their size, and more with every round).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GrowthLimit {
+    /// Times the bytes of what is in it …
+    pub(crate) times: u64,
+    /// … and so many more.
+    pub(crate) slack_bytes: u64,
+}
+
+impl Default for GrowthLimit {
+    fn default() -> Self {
+        Self { times: 6, slack_bytes: 64 * 1024 * 1024 }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -53,13 +98,15 @@ impl Checkpointer {
         root: &Path,
         database: Database,
         flushed: Arc<Flushed>,
+        limit: GrowthLimit,
         fatal: FatalHook,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             root: root.to_owned(),
             pending: Mutex::default(),
             changed: Condvar::new(),
-            database: Mutex::new(database),
+            database: Mutex::new(Generation::Open(database)),
+            limit,
             fatal,
         });
         let (of_thread, until) = (Arc::clone(&shared), Arc::clone(&flushed));
@@ -83,6 +130,19 @@ impl Checkpointer {
         self.shared.changed.notify_one();
     }
 
+    /// Blocks until what was noted is written, for which it does not wait for the interval.
+    #[cfg(test)]
+    fn settle(&self) {
+        let mut pending = self.shared.pending();
+        while pending.next.is_some() {
+            pending.since = Some(Instant::now() - STEP_INTERVAL);
+            self.shared.changed.notify_all();
+            pending = self.shared.changed.wait_timeout(pending, Duration::from_millis(1)).unwrap().0;
+        }
+        drop(pending);
+        drop(self.shared.generation());
+    }
+
     /// Puts `content` in the place of everything: a new generation is written beside the old one and counts from its
     /// mark on. Blocks.
     pub(crate) fn replacement(&self) -> Replacement {
@@ -104,16 +164,20 @@ impl Replacement {
             pending.since = None;
             pending.epoch += 1;
         }
+        let mut generation = shared.generation();
         let new = Database::create(&shared.root, content)?;
-        let old =
-            std::mem::replace(&mut *shared.database.lock().unwrap_or_else(PoisonError::into_inner), new);
-        let dir = old.dir().to_owned();
-        drop(old);
-        // Only garbage by now: what cannot be removed today is removed when the store is opened.
-        if let Err(error) = fs::remove_dir_all(&dir) {
-            tracing::warn!(%error, dir = %dir.display(), "remove the old checkpoint");
-        }
+        switch(&mut generation, new);
         Ok(())
+    }
+}
+
+/// Puts a complete generation in the place of another one, which goes.
+fn switch(generation: &mut Generation, new: Database) {
+    let dir = generation.dir().to_owned();
+    drop(std::mem::replace(generation, Generation::Open(new)));
+    // Only garbage by now: what cannot be removed today is removed when the store is opened.
+    if let Err(error) = fs::remove_dir_all(&dir) {
+        tracing::warn!(%error, dir = %dir.display(), "remove the old checkpoint");
     }
 }
 
@@ -137,20 +201,92 @@ impl Shared {
     }
 
     fn run(&self, flushed: &Flushed) {
+        let mut failures = 0;
         while let Some((content, dirty, epoch)) = self.next_step() {
             if let Some(applied) = content.applied
                 && !flushed.wait_for(applied.index)
             {
                 return;
             }
-            let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut generation = self.generation();
             if self.pending().epoch != epoch {
                 continue;
             }
-            if let Err(error) = database.step(&content, &dirty) {
-                drop(database);
-                return self.fatal.call(&format!("write the checkpoint: {error}"));
+            match self.step(&mut generation, &content, &dirty) {
+                Ok(()) => failures = 0,
+                // The log holds everything, so this can wait until there is room. sled cannot be used any more, and
+                // does not always say why.
+                Err(reason) if database::is_no_space(&reason) || failures < PATIENCE_STEPS => {
+                    failures += 1;
+                    generation.close();
+                    drop(generation);
+                    tracing::warn!(reason, "the checkpoint could not be written, it is tried again");
+                    if !self.wait_for_room(content, dirty, epoch) {
+                        return;
+                    }
+                }
+                Err(reason) => {
+                    drop(generation);
+                    return self.fatal.call(&format!("write the checkpoint: {reason}"));
+                }
             }
+        }
+    }
+
+    fn generation(&self) -> MutexGuard<'_, Generation> {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn step(&self, generation: &mut Generation, content: &Content, dirty: &Dirty) -> Result<(), String> {
+        if let Generation::Closed(dir) = generation {
+            // It holds the last step that succeeded, or, if it cannot be read, is written anew.
+            match Database::load(dir) {
+                Ok((database, _)) => *generation = Generation::Open(database),
+                Err(LoadError::Damaged(reason)) if !database::is_no_space(&reason) => {
+                    tracing::warn!(reason, "the checkpoint is written anew");
+                    return Database::create(&self.root, content).map(|new| switch(generation, new));
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        let Generation::Open(database) = &*generation else { return Ok(()) };
+        database.step(content, dirty)?;
+        let (live, on_disk) = (database.live_bytes(content), database.bytes_on_disk()?);
+        if on_disk <= self.limit.times * live + self.limit.slack_bytes {
+            return Ok(());
+        }
+        tracing::info!(live, on_disk, "the checkpoint has grown, it is written anew");
+        match Database::create(&self.root, content) {
+            Ok(new) => switch(generation, new),
+            // The old one is as good, only larger.
+            Err(reason) => tracing::warn!(reason, "write the checkpoint anew"),
+        }
+        Ok(())
+    }
+
+    /// Puts back what could not be written, and waits a while. False when there is no later.
+    fn wait_for_room(&self, content: Content, dirty: Dirty, epoch: u64) -> bool {
+        let mut pending = self.pending();
+        if pending.ended {
+            return false;
+        }
+        if pending.epoch == epoch {
+            pending.next = match pending.next.take() {
+                Some((newer, mut since)) => {
+                    since.merge(dirty);
+                    Some((newer, since))
+                }
+                None => Some((content, dirty)),
+            };
+            pending.since.get_or_insert_with(Instant::now);
+        }
+        let until = Instant::now() + ROOM_INTERVAL;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || pending.ended {
+                return !pending.ended;
+            }
+            pending = self.changed.wait_timeout(pending, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -181,3 +317,6 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

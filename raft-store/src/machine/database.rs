@@ -52,6 +52,8 @@ pub(crate) struct Dirty {
 pub(crate) struct Database {
     db: sled::Db,
     dir: PathBuf,
+    /// Bytes of keys and values, and number of records, when all of it was last written or read.
+    measured: (u64, u64),
 }
 
 /// Why a generation could not be read.
@@ -61,6 +63,15 @@ pub(crate) enum LoadError {
     NewerVersion(u32),
     /// In words.
     Damaged(String),
+}
+
+impl std::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NewerVersion(version) => write!(f, "its data has version {version}"),
+            Self::Damaged(reason) => f.write_str(reason),
+        }
+    }
 }
 
 impl Dirty {
@@ -110,9 +121,14 @@ impl Database {
     pub(crate) fn create(root: &Path, content: &Content) -> Result<Self, String> {
         let number = generations(root).map_err(text)?.last().map_or(0, |(number, _)| *number) + 1;
         let dir = root.join(format!("{number:010}"));
-        let db = guarded(|| open_sled(&dir))?;
-        let database = Self { db, dir };
+        Self::create_at(root, &dir, content).inspect_err(|_| drop(fs::remove_dir_all(&dir)))
+    }
+
+    fn create_at(root: &Path, dir: &Path, content: &Content) -> Result<Self, String> {
+        let db = guarded(|| open_sled(dir))?;
+        let mut database = Self { db, dir: dir.to_owned(), measured: (0, 0) };
         guarded(|| database.fill(content))?;
+        database.measured = guarded(|| database.measure(content))?;
         let mark = File::create(database.dir.join(MARK)).map_err(text)?;
         mark.sync_all().map_err(text)?;
         Disk::default().sync_dir(&database.dir).map_err(text)?;
@@ -122,8 +138,15 @@ impl Database {
 
     /// Lets go of the database, and returns when sled's threads have, too (or after a while).
     pub(crate) fn close(self) {
-        let Self { db, dir } = self;
-        drop(db);
+        let Self { db, dir, .. } = self;
+        // After a failed write it may panic once more.
+        let dropped = guarded(|| {
+            drop(db);
+            Ok(())
+        });
+        if let Err(reason) = dropped {
+            tracing::warn!(reason, dir = %dir.display(), "close the checkpoint");
+        }
         let begun = Instant::now();
         let held = || {
             File::open(dir.join("db"))
@@ -137,12 +160,13 @@ impl Database {
     /// Opens the generation in `dir` and reads all of it.
     pub(crate) fn load(dir: &Path) -> Result<(Self, Content), LoadError> {
         let db = guarded(|| open_sled(dir)).map_err(LoadError::Damaged)?;
-        let database = Self { db, dir: dir.to_owned() };
+        let mut database = Self { db, dir: dir.to_owned(), measured: (0, 0) };
         match guarded(|| database.version()).map_err(LoadError::Damaged)? {
             version if version > DATA_VERSION => return Err(LoadError::NewerVersion(version)),
             _ => {}
         }
         let content = guarded(|| database.read()).map_err(LoadError::Damaged)?;
+        database.measured = guarded(|| database.measure(&content)).map_err(LoadError::Damaged)?;
         Ok((database, content))
     }
 
@@ -175,6 +199,26 @@ impl Database {
             self.db.apply_batch(batch).map_err(text)?;
             self.sync()
         })
+    }
+
+    /// About how many bytes the keys and values of `content` have.
+    pub(crate) fn live_bytes(&self, content: &Content) -> u64 {
+        let (bytes, records) = self.measured;
+        bytes * records_of(content) / records.max(1)
+    }
+
+    /// Bytes of its files.
+    pub(crate) fn bytes_on_disk(&self) -> Result<u64, String> {
+        guarded(|| self.db.size_on_disk().map_err(text))
+    }
+
+    fn measure(&self, content: &Content) -> Result<(u64, u64), String> {
+        let mut bytes = 0;
+        for item in self.db.iter() {
+            let (key, value) = item.map_err(text)?;
+            bytes += (key.len() + value.len()) as u64;
+        }
+        Ok((bytes, records_of(content)))
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -281,6 +325,19 @@ pub(crate) fn generations(root: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 /// True when the generation in `dir` was written to its end.
 pub(crate) fn is_complete(dir: &Path) -> io::Result<bool> {
     dir.join(MARK).try_exists()
+}
+
+/// True when an error in words is that of a full disk. sled's errors can be told apart by their words alone.
+pub(crate) fn is_no_space(reason: &str) -> bool {
+    reason.contains("os error 28")
+        || reason.contains("No space left")
+        || reason.contains("StorageFull")
+        || reason.contains("no storage space")
+}
+
+fn records_of(content: &Content) -> u64 {
+    let state = &content.state;
+    (state.entries().len() + state.resolutions().len() + state.tokens().len() + 1) as u64
 }
 
 fn meta_of(content: &Content) -> Meta {

@@ -18,6 +18,7 @@ use crate::data_dir::DataDir;
 use crate::fatal::FatalHook;
 use crate::reader::StatePublisher;
 use crate::snapshot::{Content, SnapshotFile, Snapshots, format};
+use crate::space::Space;
 use crate::state::AppliedBatch;
 use crate::types::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use checkpoint::Checkpointer;
@@ -34,6 +35,7 @@ pub struct StateMachine {
     publisher: StatePublisher,
     checkpointer: Checkpointer,
     snapshots: Snapshots,
+    space: Space,
     fatal: FatalHook,
     /// Keeps other processes out as long as the state is open.
     _dir: Arc<DataDir>,
@@ -43,6 +45,7 @@ pub struct StateMachine {
 pub struct SnapshotBuilder {
     content: Content,
     snapshots: Snapshots,
+    space: Space,
 }
 
 /// Entries applied and not yet shown.
@@ -61,10 +64,11 @@ impl StateMachine {
         publisher: StatePublisher,
         checkpointer: Checkpointer,
         snapshots: Snapshots,
+        space: Space,
         fatal: FatalHook,
         dir: Arc<DataDir>,
     ) -> Self {
-        Self { content, publisher, checkpointer, snapshots, fatal, _dir: dir }
+        Self { content, publisher, checkpointer, snapshots, space, fatal, _dir: dir }
     }
 
     fn apply_entry(&mut self, step: &mut Step, entry: Entry, responder: Option<ApplyResponder<TypeConfig>>) {
@@ -154,7 +158,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { content: self.content.clone(), snapshots: self.snapshots.clone() }
+        SnapshotBuilder {
+            content: self.content.clone(),
+            snapshots: self.snapshots.clone(),
+            space: self.space.clone(),
+        }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
@@ -199,7 +207,14 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     /// Off the async threads, from a version of the state of its own: writes go on meanwhile.
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
-        tokio::task::spawn_blocking(move || snapshots.build(&content)).await.map_err(io::Error::other)?
+        let (content, snapshots, space) = (self.content.clone(), self.snapshots.clone(), self.space.clone());
+        // An error here ends raft on this node, and the snapshot is what lets the log give its room back.
+        let build = move || match snapshots.build(&content) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && space.release() => {
+                snapshots.build(&content)
+            }
+            built => built,
+        };
+        tokio::task::spawn_blocking(build).await.map_err(io::Error::other)?
     }
 }

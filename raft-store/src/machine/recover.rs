@@ -64,8 +64,10 @@ pub(crate) fn recover(
     }
     let database = match database {
         Some(database) => database,
-        None => Database::create(&root, &content)
-            .map_err(|reason| lost(format!("write the checkpoint: {reason}")))?,
+        None => Database::create(&root, &content).map_err(|reason| match database::is_no_space(&reason) {
+            true => full(&root),
+            false => lost(format!("write the checkpoint: {reason}")),
+        })?,
     };
     remove_others(&root, database.dir());
     Ok((database, content))
@@ -83,6 +85,7 @@ fn newest_checkpoint(root: &Path) -> Result<Option<(Database, Content)>, OpenErr
             Err(LoadError::NewerVersion(found)) => {
                 return Err(OpenError::NewerVersion { path: dir, found, known: DATA_VERSION });
             }
+            Err(LoadError::Damaged(reason)) if database::is_no_space(&reason) => return Err(full(&dir)),
             Err(LoadError::Damaged(reason)) => {
                 let aside = dir.with_extension("damaged");
                 if aside.try_exists().map_err(OpenError::at(&aside))? {
@@ -110,6 +113,11 @@ fn remove_others(root: &Path, current: &Path) {
             tracing::warn!(%error, dir = %dir.display(), "remove an old checkpoint");
         }
     }
+}
+
+/// A full disk is no damage.
+fn full(path: &Path) -> OpenError {
+    OpenError::at(path)(std::io::ErrorKind::StorageFull.into())
 }
 
 fn show(id: Option<LogId>) -> String {

@@ -31,7 +31,11 @@ fn token(name: &str) -> Command {
 }
 
 async fn open(dir: &Path) -> Result<Store, OpenError> {
-    let options = StoreOptions { new_id: OLD, on_fatal: FatalHook::new(|reason| panic!("{reason}")) };
+    let options = StoreOptions {
+        new_id: OLD,
+        on_fatal: FatalHook::new(|reason| panic!("{reason}")),
+        ..StoreOptions::default()
+    };
     Store::open(dir, options).await
 }
 

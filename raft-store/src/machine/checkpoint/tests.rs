@@ -1,0 +1,66 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use allowlist::EntryId;
+use openraft::vote::RaftLeaderId;
+use uuid::Uuid;
+
+use super::*;
+use crate::command::{Batch, Command, EntryUpdate, Operation, Origin};
+use crate::driving;
+use crate::types::LogId;
+
+fn step(content: &mut Content, operations: Vec<Operation>) -> Dirty {
+    let revision = content.state.revision() + 1;
+    let (applied, _) = content.state.apply(revision, &Batch { at_ms: revision, operations });
+    content.applied = Some(LogId::new(RaftLeaderId::new(1, 1), revision));
+    let mut dirty = Dirty::default();
+    applied.events.iter().for_each(|event| dirty.note(&event.kind));
+    dirty
+}
+
+#[test]
+fn a_checkpoint_that_has_grown_is_written_anew_and_holds_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut content = Content::default();
+    let database = Database::create(dir.path(), &content).unwrap();
+    let flushed = Arc::new(Flushed::default());
+    flushed.reach(u64::MAX);
+    let failed = Arc::new(AtomicBool::new(false));
+    let fatal = {
+        let failed = Arc::clone(&failed);
+        FatalHook::new(move |_| failed.store(true, Ordering::Relaxed))
+    };
+    let limit = GrowthLimit { times: 4, slack_bytes: 2 * 1024 * 1024 };
+    let checkpointer = Checkpointer::start(dir.path(), database, flushed, limit, fatal).unwrap();
+    let adds = (0..200).filter_map(|index| match driving::entry(index).payload {
+        openraft::EntryPayload::Normal(batch) => Some(batch.operations),
+        _ => None,
+    });
+    let dirty = step(&mut content, adds.flatten().collect());
+    checkpointer.note(content.clone(), dirty);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let number = || super::database::generations(dir.path()).unwrap().last().unwrap().0;
+    let mut round = 0;
+    while number() < 4 {
+        assert!(Instant::now() < deadline && !failed.load(Ordering::Relaxed), "generation {}", number());
+        round += 1;
+        let updates = (0..200).map(|index| Operation {
+            origin: Origin::default(),
+            command: Command::UpdateEntry {
+                id: EntryId(Uuid::from_u128(index)),
+                update: EntryUpdate {
+                    comment: Some(format!("{round} {}", "y".repeat(1_000))),
+                    ..EntryUpdate::default()
+                },
+            },
+        });
+        let dirty = step(&mut content, updates.collect());
+        checkpointer.note(content.clone(), dirty);
+        // Its step is taken at once.
+        checkpointer.settle();
+    }
+    drop(checkpointer);
+    let generations = super::database::generations(dir.path()).unwrap();
+    assert_eq!(generations.len(), 1, "the old ones are gone: {generations:?}");
+    assert_eq!(Database::load(&generations[0].1).unwrap().1, content);
+}
