@@ -144,7 +144,7 @@ fn build(dir: &Path, recovery: &Recovery, lock: &Arc<DataDir>) -> Result<(), Ope
         &side,
         None,
         Arc::clone(lock),
-        Space::without_limits(&side)?,
+        &Space::without_limits(&side)?,
         FatalHook::new(|_| {}),
     )?;
     let saved = Handle::current().block_on(log.save_vote(&vote));
@@ -170,7 +170,7 @@ fn read_old(
         dir,
         identity::read(dir)?,
         Arc::clone(lock),
-        Space::without_limits(dir)?,
+        &Space::without_limits(dir)?,
         FatalHook::new(|_| {}),
     )?;
     let ends = log.ends();

@@ -92,7 +92,7 @@ fn open_blocking(disk: &Disk, dir: &Path, options: StoreOptions) -> Result<Store
     let space = Space::open(disk, dir, space).map_err(OpenError::at(dir))?;
     recovery::finish(dir, &lock)?;
     let known_id = identity::read(dir)?;
-    let log = LogStore::open(disk, dir, known_id, Arc::clone(&lock), space.clone(), on_fatal.clone())?;
+    let log = LogStore::open(disk, dir, known_id, Arc::clone(&lock), &space, on_fatal.clone())?;
     let ends = log.ends();
     let snapshots = Snapshots::open(disk, dir)?;
     let (database, content) = recover::recover(dir, ends, &snapshots)?;

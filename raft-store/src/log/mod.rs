@@ -87,7 +87,7 @@ impl LogStore {
         data_dir: &Path,
         known_id: Option<NodeId>,
         lock: Arc<DataDir>,
-        space: Space,
+        space: &Space,
         fatal: FatalHook,
     ) -> Result<Self, OpenError> {
         let dir = data_dir.join(DIR_NAME);
@@ -101,7 +101,7 @@ impl LogStore {
             return Err(damaged("the directory is gone"));
         }
         disk.create_dir(&dir).map_err(OpenError::at(&dir))?;
-        let (files, memory) = opening::open(disk, &dir, &space, known_id.is_some())?;
+        let (files, memory) = opening::open(disk, &dir, space, known_id.is_some())?;
         Self::start(files, memory, lock, fatal).map_err(OpenError::at(&dir))
     }
 

@@ -45,9 +45,9 @@ async fn old_node(dir: &Path) {
     assert_eq!(store.id, OLD);
     store.log.save_vote(&Vote::new_committed(4, OLD)).await.unwrap();
     let entries = [
-        entry(1, Command::InitCluster { cluster: Uuid::from_u128(1) }),
-        entry(2, token("a")),
-        entry(3, token("b")),
+        entry(0, Command::InitCluster { cluster: Uuid::from_u128(1) }),
+        entry(1, token("a")),
+        entry(2, token("b")),
     ];
     store.log.blocking_append(entries).await.unwrap();
     drop(store);

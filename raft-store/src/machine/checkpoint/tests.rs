@@ -14,7 +14,7 @@ fn step(content: &mut Content, operations: Vec<Operation>) -> Dirty {
     let (applied, _) = content.state.apply(revision, &Batch { at_ms: revision, operations });
     content.applied = Some(LogId::new(RaftLeaderId::new(1, 1), revision));
     let mut dirty = Dirty::default();
-    applied.events.iter().for_each(|event| dirty.note(&event.kind));
+    dirty.note(&applied);
     dirty
 }
 
