@@ -82,6 +82,10 @@ simulate:
 	CARGO_PROFILE_DEV_OPT_LEVEL=2 OUTPUTGUARD_SIM_SEEDS=$(SEEDS) $(if $(SEED),OUTPUTGUARD_SIM_SEED=$(SEED)) \
 		cargo test -p raft-store --test simulation -- --nocapture no_seed_breaks_a_promise
 
+## power-cuts: IMAGES images of the log as power cuts leave it, each opened and compared with what was acknowledged
+power-cuts:
+	OUTPUTGUARD_POWER_CUTS=$(or $(IMAGES),20000) cargo test -p raft-store --lib -- --nocapture a_power_cut_at_any_moment
+
 bench-binaries: web
 	scripts/install-packages bench
 	cargo build --profile $(PROFILE) -p node -p benches
