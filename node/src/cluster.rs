@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::raft::link::Peers;
 use crate::raft::meter::Meter;
-use crate::raft::proposer::Proposer;
+use crate::raft::proposer::{Condition, Proposer};
 use crate::raft::read_rounds::ReadRounds;
 use crate::raft::standing::Fence;
 use crate::raft::succession::Heard;
@@ -52,6 +52,9 @@ pub enum WriteError {
     /// This node takes no writes (disk full, shutting down).
     #[error("this node takes no writes: {0}")]
     Unavailable(String),
+    /// The token the write was made with was taken away; nothing was written.
+    #[error("the token was removed")]
+    TokenGone,
 }
 
 /// A linearizable read could not be confirmed in time.
@@ -268,9 +271,10 @@ impl Cluster {
     pub(crate) async fn propose_here(
         &self,
         operations: Vec<Operation>,
+        condition: Condition,
         deadline: Instant,
     ) -> Result<BatchReply, ProposeFailure> {
-        let result = self.inner.proposer.propose(operations, None, deadline).await;
+        let result = self.inner.proposer.propose(operations, condition, deadline).await;
         self.inner.meter.proposed(&result);
         result
     }

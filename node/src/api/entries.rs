@@ -22,7 +22,7 @@ use super::once::{IdempotencyKey, Keyed, KeyedBody};
 use super::problem::{Code, Problem, ProblemBody};
 use super::revision::{Consistency, ReadParams, Tagged};
 use super::search::Search;
-use crate::auth::{Editor, Viewer};
+use crate::auth::{EntryEditor, Viewer};
 
 /// Entries on a page when the client does not say.
 const DEFAULT_PAGE_ENTRIES: usize = 100;
@@ -159,7 +159,7 @@ pub(super) async fn list(
     (status = 504, body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn add(
     State(app): State<AppState>,
-    Editor(caller): Editor,
+    EntryEditor(caller): EntryEditor,
     KeyedBody(asked, once): KeyedBody<AddEntry>,
 ) -> Result<Response, Problem> {
     let new = asked.check()?;
@@ -209,7 +209,7 @@ pub(super) async fn get(
     (status = 422, body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn update(
     State(app): State<AppState>,
-    Editor(caller): Editor,
+    EntryEditor(caller): EntryEditor,
     Segment(id): Segment,
     KeyedBody(asked, once): KeyedBody<UpdateEntry>,
 ) -> Result<Response, Problem> {
@@ -228,7 +228,7 @@ pub(super) async fn update(
     (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "It is protected")))]
 pub(super) async fn remove(
     State(app): State<AppState>,
-    Editor(caller): Editor,
+    EntryEditor(caller): EntryEditor,
     Segment(id): Segment,
     Keyed(once): Keyed,
 ) -> Result<Response, Problem> {

@@ -151,8 +151,9 @@ impl AppState {
         }
     }
 
-    /// As [`Self::find_token`], and a token that was removed on any node before the call is not found: nobody writes with
-    /// a token that was taken away.
+    /// As [`Self::find_token`], and a token that was removed on any node before the call is not found: nobody acts with a
+    /// token that was taken away. That takes a round through the cluster; handlers that do nothing but [`Self::write`]
+    /// need it not (see [`crate::auth::caller::EntryEditor`]).
     ///
     /// # Errors
     /// As above.

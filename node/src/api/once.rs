@@ -155,7 +155,8 @@ impl Written {
 }
 
 impl AppState {
-    /// Writes one command on behalf of `caller`, once for a key if there is one; a refusal by the state is an error.
+    /// Writes one command on behalf of `caller`, whose token must still stand when it enters the log; once for a key if
+    /// there is one. A refusal by the state is an error.
     pub(super) async fn write(
         &self,
         caller: &Caller,
@@ -168,7 +169,7 @@ impl AppState {
             None => command,
         };
         let operation = Operation { origin: caller.origin(), command };
-        let answered = self.cluster().propose(vec![operation], WRITE_TIMEOUT).await;
+        let answered = self.cluster().propose_for(caller.token(), vec![operation], WRITE_TIMEOUT).await;
         let mut answer = answered.map_err(|error| match error {
             WriteError::Unknown(_) if keyed => Problem::new(
                 Code::OutcomeUnknown,

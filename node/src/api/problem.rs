@@ -290,6 +290,7 @@ impl From<WriteError> for Problem {
             ),
             WriteError::Unavailable(_) => Self::new(Code::Unavailable, format!("{error}; ask another node"))
                 .retry_after(UNAVAILABLE_RETRY_S),
+            WriteError::TokenGone => Self::new(Code::Unauthorized, format!("{error}; nothing was written")),
         }
     }
 }

@@ -37,6 +37,11 @@ impl Caller {
         Origin { actor: self.name.clone(), remote: self.remote.clone(), request_id: self.request_id.clone() }
     }
 
+    /// Name and hash of its token, for `Cluster::propose_for`.
+    pub(crate) fn token(&self) -> (String, [u8; 32]) {
+        (self.name.clone(), self.sha256)
+    }
+
     fn require(self, needed: Role) -> Result<Self, Problem> {
         if self.role >= needed { Ok(self) } else { Err(self.lacks(token::role_name(needed))) }
     }
@@ -58,6 +63,11 @@ pub struct Viewer(pub Caller);
 #[derive(Debug, Clone)]
 pub struct Editor(pub Caller);
 
+/// As [`Editor`], for handlers that change nothing but by `AppState::write`: that looks once more whether the token still
+/// stands, where the write enters the log, so here what this node knows of the token is enough.
+#[derive(Debug, Clone)]
+pub struct EntryEditor(pub Caller);
+
 /// A caller that may do everything.
 #[derive(Debug, Clone)]
 pub struct Admin(pub Caller);
@@ -70,11 +80,31 @@ pub struct LocalAdmin(pub Caller);
 #[derive(Debug, Clone)]
 pub struct FeedClient(pub Caller);
 
+/// How sure it must be that a token was not removed a moment ago on another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// This node knows the token; what is done with it is checked again, or only reads.
+    AsKnownHere,
+    /// Nobody has removed it before the request.
+    Confirmed,
+}
+
 /// Any valid token.
 impl FromRequestParts<AppState> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
+        let standing = if reads(parts) { Standing::AsKnownHere } else { Standing::Confirmed };
+        Self::find(parts, app, standing).await
+    }
+}
+
+fn reads(parts: &Parts) -> bool {
+    matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+impl Caller {
+    async fn find(parts: &Parts, app: &AppState, standing: Standing) -> Result<Self, Problem> {
         let remote = remote(parts);
         let (text, by_cookie) = match bearer(&parts.headers)? {
             Some(text) => (text, false),
@@ -88,8 +118,10 @@ impl FromRequestParts<AppState> for Caller {
                 }
             },
         };
-        let reads = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-        let token = if reads { app.find_token(text).await? } else { app.find_token_to_write(text).await? };
+        let token = match standing {
+            Standing::AsKnownHere => app.find_token(text).await?,
+            Standing::Confirmed => app.find_token_to_write(text).await?,
+        };
         let Some(Token { name, role, sha256, .. }) = token else {
             tracing::info!(%remote, path = parts.uri.path(), "refused an unknown token");
             return Err(Problem::new(
@@ -97,7 +129,7 @@ impl FromRequestParts<AppState> for Caller {
                 "the token is not known here; it was mistyped, removed, or belongs to another cluster",
             ));
         };
-        if by_cookie && !reads {
+        if by_cookie && !reads(parts) {
             same_origin::check(parts)?;
         }
         Ok(Self { name, role, sha256, remote, request_id: request_id(parts) })
@@ -117,6 +149,14 @@ impl FromRequestParts<AppState> for Editor {
 
     async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
         Caller::from_request_parts(parts, app).await?.require(Role::Editor).map(Self)
+    }
+}
+
+impl FromRequestParts<AppState> for EntryEditor {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &AppState) -> Result<Self, Problem> {
+        Caller::find(parts, app, Standing::AsKnownHere).await?.require(Role::Editor).map(Self)
     }
 }
 

@@ -7,5 +7,5 @@ pub mod same_origin;
 pub mod secret;
 pub mod token;
 
-pub use caller::{Admin, Caller, Editor, FeedClient, LocalAdmin, Viewer};
+pub use caller::{Admin, Caller, Editor, EntryEditor, FeedClient, LocalAdmin, Viewer};
 pub use secret::Secret;

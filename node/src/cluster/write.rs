@@ -11,8 +11,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Cluster, ReadError, Term, WriteError};
 use crate::raft::link::{CallError, Link, Purpose};
+use crate::raft::proposer::Condition;
 use crate::raft::read_rounds::ReadFailure;
-use crate::raft::wire::{ProposeFailure, Refusal, Request, Response};
+use crate::raft::wire::{ProposeFailure, Refusal, Request, Response, TokenMark};
 use crate::raft::{Metrics, MetricsWatch, Raft};
 
 /// Between two attempts to find a leader, unless raft reports a change before.
@@ -52,6 +53,29 @@ impl Cluster {
         operations: Vec<Operation>,
         timeout: Duration,
     ) -> Result<BatchReply, WriteError> {
+        self.propose_with(operations, None, timeout).await
+    }
+
+    /// As [`Self::propose`], on behalf of the token with this name and hash: if it was removed on any node before the
+    /// call, nothing is written. Costs nothing but a look into the leader's memory.
+    ///
+    /// # Errors
+    /// [`WriteError`] within `timeout`.
+    pub async fn propose_for(
+        &self,
+        (name, sha256): (String, [u8; 32]),
+        operations: Vec<Operation>,
+        timeout: Duration,
+    ) -> Result<BatchReply, WriteError> {
+        self.propose_with(operations, Some(TokenMark { name, sha256 }), timeout).await
+    }
+
+    async fn propose_with(
+        &self,
+        operations: Vec<Operation>,
+        token: Option<TokenMark>,
+        timeout: Duration,
+    ) -> Result<BatchReply, WriteError> {
         let deadline = Instant::now() + timeout;
         if self.is_stopping() {
             return Err(WriteError::Unavailable("it is shutting down".to_owned()));
@@ -62,7 +86,7 @@ impl Cluster {
         let Some(_under_way) = self.leaving().enter().await else {
             return Err(WriteError::Unavailable(ABOUT_TO_LEAVE.to_owned()));
         };
-        let reply = self.commit(operations, deadline).await?;
+        let reply = self.commit(operations, token, deadline).await?;
         self.wait_applied(reply.revision, deadline).await.map_err(|()| {
             WriteError::Unknown(format!(
                 "it is committed at revision {}, but this node has not applied it yet",
@@ -84,7 +108,7 @@ impl Cluster {
         timeout: Duration,
     ) -> Result<BatchReply, WriteError> {
         let deadline = Instant::now() + timeout;
-        let reply = self.inner.proposer.propose(operations, Some(term), deadline).await;
+        let reply = self.inner.proposer.propose(operations, Condition::Term(term), deadline).await;
         self.inner.meter.proposed(&reply);
         let reply = reply.map_err(|failure| match Attempt::from(failure) {
             Attempt::Again(_) => WriteError::NoQuorum("this node leads no more".to_owned()),
@@ -121,7 +145,12 @@ impl Cluster {
             .map_err(|()| ReadError(format!("this node has not applied revision {index} in time")))
     }
 
-    async fn commit(&self, operations: Vec<Operation>, deadline: Instant) -> Result<BatchReply, WriteError> {
+    async fn commit(
+        &self,
+        operations: Vec<Operation>,
+        token: Option<TokenMark>,
+        deadline: Instant,
+    ) -> Result<BatchReply, WriteError> {
         let mut metrics = self.raft().metrics();
         // With a key it can be sent again whatever became of it: the answer is the same.
         let repeatable = operations.iter().all(|one| matches!(one.command, Command::Once(_)));
@@ -129,11 +158,11 @@ impl Cluster {
         loop {
             let leader = self.leader(&metrics.borrow_and_update());
             let attempt = match leader {
-                Leader::Here => self.commit_here(operations.clone(), deadline).await,
+                Leader::Here => self.commit_here(operations.clone(), token.clone(), deadline).await,
                 Leader::At(id, link) => {
                     tokio::select! {
                         biased;
-                        attempt = commit_at(&link, operations.clone(), deadline) => attempt,
+                        attempt = commit_at(&link, operations.clone(), token.clone(), deadline) => attempt,
                         () = self.replaced(id, LAST_ANSWERS) => Err(Attempt::Final(WriteError::Unknown(
                             "the leader was replaced before it answered".to_owned(),
                         ))),
@@ -160,9 +189,11 @@ impl Cluster {
     async fn commit_here(
         &self,
         operations: Vec<Operation>,
+        token: Option<TokenMark>,
         deadline: Instant,
     ) -> Result<BatchReply, Attempt<WriteError>> {
-        self.propose_here(operations, deadline).await.map_err(Attempt::from)
+        let condition = token.map_or(Condition::None, Condition::Token);
+        self.propose_here(operations, condition, deadline).await.map_err(Attempt::from)
     }
 
     /// Up to where a reader must have applied to see everything acknowledged so far.
@@ -260,9 +291,14 @@ pub(crate) fn leader_of(metrics: &Metrics) -> Option<(NodeId, NodeInfo)> {
 async fn commit_at(
     link: &Link,
     operations: Vec<Operation>,
+    token: Option<TokenMark>,
     deadline: Instant,
 ) -> Result<BatchReply, Attempt<WriteError>> {
-    let request = Request::Propose { operations, timeout_ms: time_for_leader(deadline) };
+    let timeout_ms = time_for_leader(deadline);
+    let request = match token {
+        Some(token) => Request::ProposeFor { token, operations, timeout_ms },
+        None => Request::Propose { operations, timeout_ms },
+    };
     match link.call(request, deadline).await {
         Ok(Response::Proposed(result)) => result.map_err(Attempt::from),
         Ok(_) => Err(Attempt::Final(WriteError::Unknown("the leader's answer does not fit".to_owned()))),
@@ -306,6 +342,7 @@ impl From<ProposeFailure> for Attempt<WriteError> {
             ProposeFailure::NotEntered(reason) => Self::Final(WriteError::NoQuorum(reason)),
             ProposeFailure::Unknown(reason) => Self::Final(WriteError::Unknown(reason)),
             ProposeFailure::Unavailable(reason) => Self::Final(WriteError::Unavailable(reason)),
+            ProposeFailure::TokenGone => Self::Final(WriteError::TokenGone),
         }
     }
 }

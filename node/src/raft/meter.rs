@@ -116,6 +116,7 @@ impl Meter {
             Err(ProposeFailure::NotEntered(_)) => "not_entered",
             Err(ProposeFailure::Unknown(_)) => "unknown",
             Err(ProposeFailure::Unavailable(_)) => "unavailable",
+            Err(ProposeFailure::TokenGone) => "token_gone",
         };
         self.proposals.with_label_values(&[label]).inc();
     }

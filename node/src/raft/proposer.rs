@@ -3,6 +3,11 @@
 //!
 //! A write that is still queued when its time is over is taken out again, and its writer learns that it never entered
 //! the log. Only a write whose entry is on its way has an unknown outcome.
+//!
+//! A write may name the token it is made with. Whether that token still stands is looked up here, when the write is put
+//! into its entry: everything this leader proposed before is applied by then (one entry is on its way at a time), and so
+//! is everything of the leaders before it (see [`Leading::CatchingUp`]). So a token's removal that was acknowledged, or
+//! merely logged, before a write enters the log stops that write, at the price of a look into the memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -14,14 +19,15 @@ use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResponse;
 use openraft::type_config::alias::LeaderIdOf;
+use openraft::vote::RaftLeaderId as _;
 use openraft::{Instant as _, ServerState};
 use raft_store::command::{Batch, BatchReply, MAX_OPERATIONS_PER_BATCH, Operation};
-use raft_store::{StateReader, TypeConfig};
+use raft_store::{State, StateReader, TypeConfig};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::clock::Clock;
-use super::wire::ProposeFailure;
+use super::wire::{ProposeFailure, TokenMark};
 use super::{Metrics, Raft};
 use crate::cluster::Term;
 
@@ -49,11 +55,21 @@ pub(crate) struct Proposer {
     under_way: Arc<RwLock<()>>,
 }
 
+/// What must hold when a write enters the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// Only that this node leads.
+    None,
+    /// That it leads in this term.
+    Term(Term),
+    /// That this token stands.
+    Token(TokenMark),
+}
+
 struct Proposal {
     operations: Vec<Operation>,
     bytes: usize,
-    /// Only while this node leads in this term.
-    term: Option<Term>,
+    condition: Condition,
     /// [`QUEUED`], then either [`TAKEN`] by the gatherer or [`WITHDRAWN`] by the writer.
     claim: Arc<AtomicU8>,
     reply: oneshot::Sender<Result<BatchReply, ProposeFailure>>,
@@ -69,6 +85,7 @@ impl Proposer {
             proposals,
             carried: None,
             clock: Clock::new(reader.clone()),
+            reader: reader.clone(),
             under_way: Arc::clone(&under_way),
         };
         tokio::spawn(gatherer.run());
@@ -85,7 +102,7 @@ impl Proposer {
     pub(crate) async fn propose(
         &self,
         operations: Vec<Operation>,
-        term: Option<Term>,
+        condition: Condition,
         deadline: Instant,
     ) -> Result<BatchReply, ProposeFailure> {
         let bytes = size(&operations).map_err(ProposeFailure::Unavailable)?;
@@ -98,7 +115,7 @@ impl Proposer {
         }
         let claim = Arc::new(AtomicU8::new(QUEUED));
         let (reply, answer) = oneshot::channel();
-        let proposal = Proposal { operations, bytes, term, claim: Arc::clone(&claim), reply };
+        let proposal = Proposal { operations, bytes, condition, claim: Arc::clone(&claim), reply };
         self.queue.try_send(proposal).map_err(|error| {
             ProposeFailure::Unavailable(match error {
                 mpsc::error::TrySendError::Full(_) => format!("{QUEUE_PROPOSALS} writes are waiting already"),
@@ -140,6 +157,7 @@ struct Gatherer {
     /// The one that did not fit into the last entry.
     carried: Option<Proposal>,
     clock: Clock,
+    reader: StateReader,
     under_way: Arc<RwLock<()>>,
 }
 
@@ -153,11 +171,11 @@ impl Gatherer {
                     None => return,
                 },
             };
-            if self.wait_for_quorum(&first).await {
+            if let Some(leader) = self.wait_for_quorum(&first).await {
                 // While leadership is handed over, writes wait here and then go to the next leader.
                 let under_way = Arc::clone(&self.under_way).read_owned().await;
-                let entry = self.gather(first);
-                self.write(entry).await;
+                let entry = self.gather(first, leader);
+                self.write(entry, leader).await;
                 drop(under_way);
             } else if first.claim.load(Ordering::Acquire) == QUEUED {
                 // The receiver may be gone; then nobody wants to know.
@@ -166,16 +184,19 @@ impl Gatherer {
         }
     }
 
-    /// True as soon as this node leads and hears from a majority; false when it does not lead, or the writer gave up.
-    async fn wait_for_quorum(&self, proposal: &Proposal) -> bool {
+    /// Returns as whom this node leads, as soon as it does, hears from a majority and knows what was written before it
+    /// led; `None` when it does not lead, or the writer gave up.
+    async fn wait_for_quorum(&self, proposal: &Proposal) -> Option<LeaderIdOf<TypeConfig>> {
         let mut metrics = self.raft.metrics();
         loop {
             let standing = standing(&metrics.borrow_watched());
             match standing {
-                Leading::No => return false,
-                Leading::WithQuorum => return true,
-                Leading::Alone if proposal.claim.load(Ordering::Acquire) != QUEUED => return false,
-                Leading::Alone => {
+                Leading::No => return None,
+                Leading::WithQuorum(leader) => return Some(leader),
+                Leading::Alone | Leading::CatchingUp if proposal.claim.load(Ordering::Acquire) != QUEUED => {
+                    return None;
+                }
+                Leading::Alone | Leading::CatchingUp => {
                     // Either a change or the pause is a reason to look again.
                     let _ = timeout(QUORUM_PAUSE, metrics.changed()).await;
                 }
@@ -183,7 +204,10 @@ impl Gatherer {
         }
     }
 
-    fn gather(&mut self, first: Proposal) -> Vec<Proposal> {
+    /// The state is looked at after [`Self::wait_for_quorum`], and the entry is written only if this node still leads as
+    /// `leader`: nothing can have entered the log in between.
+    fn gather(&mut self, first: Proposal, leader: LeaderIdOf<TypeConfig>) -> Vec<Proposal> {
+        let state = self.reader.state();
         let (mut operations, mut bytes) = (0, 0);
         let mut entry = Vec::new();
         let mut next = Some(first);
@@ -197,10 +221,23 @@ impl Gatherer {
             }
             let taken =
                 proposal.claim.compare_exchange(QUEUED, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok();
-            if taken {
-                operations += weight(&proposal.operations);
-                bytes += proposal.bytes;
-                entry.push(proposal);
+            let refused = match &proposal.condition {
+                Condition::Token(token) if !stands(&state, token) => Some(ProposeFailure::TokenGone),
+                // Computed under another term; its writer may be gone.
+                Condition::Term(Term(term)) if *term != leader.term => Some(ProposeFailure::NotLeader),
+                Condition::None | Condition::Term(_) | Condition::Token(_) => None,
+            };
+            match refused {
+                _ if !taken => {}
+                Some(failure) => {
+                    // Writers that gave up are not told.
+                    let _ = proposal.reply.send(Err(failure));
+                }
+                None => {
+                    operations += weight(&proposal.operations);
+                    bytes += proposal.bytes;
+                    entry.push(proposal);
+                }
             }
             next = self.proposals.try_recv().ok();
         }
@@ -221,24 +258,15 @@ impl Gatherer {
         written.await.map_err(|_| lost(&"raft has ended"))?.map_err(|error| failure(&error))
     }
 
-    async fn write(&mut self, entry: Vec<Proposal>) {
+    async fn write(&mut self, entry: Vec<Proposal>, leader: LeaderIdOf<TypeConfig>) {
         if entry.is_empty() {
             return;
         }
-        let leader = self.raft.metrics().borrow_watched().vote.leader_id;
         let mut writers = Vec::with_capacity(entry.len());
         let mut operations = Vec::new();
         for proposal in entry {
-            if proposal.term.is_some_and(|Term(term)| term != leader.term) {
-                // Computed under another term; its writer may be gone.
-                let _ = proposal.reply.send(Err(ProposeFailure::NotLeader));
-                continue;
-            }
             writers.push((proposal.operations.len(), proposal.reply));
             operations.extend(proposal.operations);
-        }
-        if writers.is_empty() {
-            return;
         }
         let expected = operations.len();
         let batch = Batch { at_ms: self.clock.now_ms(), operations };
@@ -276,29 +304,60 @@ fn failure(error: &ClientWriteError<TypeConfig>) -> ProposeFailure {
     }
 }
 
+/// Whether `token` is in `state`, as it was when it was shown.
+fn stands(state: &State, token: &TokenMark) -> bool {
+    state.tokens().get(&token.name).is_some_and(|stored| stored.sha256 == token.sha256)
+}
+
 enum Leading {
     No,
     Alone,
-    WithQuorum,
+    /// It has not applied an entry of its own term yet. With the first one it has applied everything that the leaders
+    /// before it acknowledged.
+    CatchingUp,
+    WithQuorum(LeaderIdOf<TypeConfig>),
 }
 
 fn standing(metrics: &Metrics) -> Leading {
     if metrics.state != ServerState::Leader || metrics.current_leader != Some(metrics.id) {
         return Leading::No;
     }
+    let leader = metrics.vote.leader_id;
+    if metrics.last_applied.is_none_or(|applied| applied.leader_id != leader.to_committed()) {
+        return Leading::CatchingUp;
+    }
     let voters: Vec<_> = metrics.membership_config.membership().voter_ids().collect();
     if voters == [metrics.id] {
-        return Leading::WithQuorum;
+        return Leading::WithQuorum(leader);
     }
     match metrics.last_quorum_acked {
-        Some(at) if at.into_inner().elapsed() < QUORUM_SILENCE => Leading::WithQuorum,
+        Some(at) if at.into_inner().elapsed() < QUORUM_SILENCE => Leading::WithQuorum(leader),
         _ => Leading::Alone,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use raft_store::command::{Command, Origin, Role, Token};
+
     use super::*;
+
+    #[test]
+    fn a_new_token_of_the_same_name_is_not_the_old_one() {
+        let mut state = State::default();
+        let mut apply = |revision, command| {
+            let operations = vec![Operation { origin: Origin::default(), command }];
+            state.apply(revision, &Batch { at_ms: 1, operations });
+            state.clone()
+        };
+        let token =
+            |fill| Token { name: "ci".into(), role: Role::Editor, sha256: [fill; 32], created_at_ms: 1 };
+        let mark = TokenMark { name: "ci".into(), sha256: [7; 32] };
+        assert!(!stands(&State::default(), &mark));
+        assert!(stands(&apply(1, Command::AddToken(token(7))), &mark));
+        assert!(!stands(&apply(2, Command::RemoveToken { name: "ci".into() }), &mark));
+        assert!(!stands(&apply(3, Command::AddToken(token(8))), &mark));
+    }
 
     #[test]
     fn a_withdrawn_write_cannot_be_taken_and_a_taken_one_cannot_be_withdrawn() {

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use super::handshakes::{Handshake, Handshakes};
 use super::link::tune;
+use super::proposer::Condition;
 use super::snapshot::Incoming;
 use super::succession;
 use super::wire::{Answer, Envelope, GOODBYE_SEQUENCE, Refusal, Request, Response, decode, encode, framing};
@@ -435,7 +436,11 @@ impl Cluster {
             }
             Request::Propose { operations, timeout_ms } => {
                 let deadline = Instant::now() + Duration::from_millis(timeout_ms);
-                Ok(Response::Proposed(self.propose_here(operations, deadline).await))
+                Ok(Response::Proposed(self.propose_here(operations, Condition::None, deadline).await))
+            }
+            Request::ProposeFor { token, operations, timeout_ms } => {
+                let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+                Ok(Response::Proposed(self.propose_here(operations, Condition::Token(token), deadline).await))
             }
             Request::ReadIndex { timeout_ms } => {
                 self.read_index_here(Duration::from_millis(timeout_ms)).await.map(Response::ReadIndex)

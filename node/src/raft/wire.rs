@@ -124,6 +124,24 @@ pub(crate) enum Request {
     Leaving,
     /// How far the node's log reaches, when the majority is lost.
     LogEnd,
+    /// A write for the leader, on behalf of a token that must still stand when the write enters the log.
+    ProposeFor {
+        /// The caller's.
+        token: TokenMark,
+        /// See [`crate::cluster::Cluster::propose_for`].
+        operations: Vec<Operation>,
+        /// Answer within this time, milliseconds.
+        timeout_ms: u64,
+    },
+}
+
+/// Which token a write is made with. The text itself never leaves the node it was shown to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TokenMark {
+    /// Its name.
+    pub(crate) name: String,
+    /// Hash of its text: a new token may have the name of one that was taken away.
+    pub(crate) sha256: [u8; 32],
 }
 
 /// What a node answers.
@@ -244,6 +262,8 @@ pub(crate) enum ProposeFailure {
     Unknown(String),
     /// The leader takes no writes.
     Unavailable(String),
+    /// It never entered the log because its token was taken away.
+    TokenGone,
 }
 
 /// What a node says of itself before a connection means anything.

@@ -121,7 +121,7 @@ impl AppState {
         let parts = commands.into_iter().enumerate().map(|(number, command)| {
             let command = once.part(number).command(vec![command]);
             let operation = Operation { origin: caller.origin(), command };
-            async move { self.cluster().propose(vec![operation], BATCH_TIMEOUT).await }
+            async move { self.cluster().propose_for(caller.token(), vec![operation], BATCH_TIMEOUT).await }
         });
         let written: Vec<_> = futures_util::stream::iter(parts)
             .buffered(BATCHES_IN_FLIGHT)

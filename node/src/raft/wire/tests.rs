@@ -115,6 +115,25 @@ fn the_bytes_of_version_1_are_frozen() {
                 .to_vec(),
             "0101000807",
         ),
+        (
+            encode(&envelope(Request::ProposeFor {
+                token: TokenMark { name: "t".to_owned(), sha256: [7; 32] },
+                operations: Vec::new(),
+                timeout_ms: 300,
+            }))
+            .unwrap()
+            .to_vec(),
+            "010701100000000000000000000000000000000102010\
+             3120174\
+             0707070707070707070707070707070707070707070707070707070707070707\
+             00fb2c01",
+        ),
+        (
+            encode(&Answer { sequence: 1, response: Response::Proposed(Err(ProposeFailure::TokenGone)) })
+                .unwrap()
+                .to_vec(),
+            "0101050104",
+        ),
     ];
     for (bytes, frozen) in cases {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
