@@ -251,6 +251,22 @@ impl Api {
         read(self.send(self.client.get(self.url("/api/v1/status")))?)
     }
 
+    /// Removes a server from the cluster by its name.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub fn remove_member(&self, name: &str) -> Result<(), ApiError> {
+        self.send(self.client.delete(self.url(&format!("/api/v1/cluster/members/{name}")))).map(drop)
+    }
+
+    /// Makes another server the leader.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub fn step_down(&self) -> Result<(), ApiError> {
+        self.send(self.post("/api/v1/cluster/step-down").json(&serde_json::json!({}))).map(drop)
+    }
+
     /// Makes a token and returns its secret.
     ///
     /// # Errors

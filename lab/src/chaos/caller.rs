@@ -18,7 +18,7 @@ const REVISION_HEADER: &str = "x-outputguard-revision";
 const PAGE_ENTRIES: usize = 1_000;
 
 /// Problem codes that promise that nothing was written.
-const REFUSALS: [&str; 4] = ["no_quorum", "unavailable", "not_ready", "draining"];
+const REFUSALS: [&str; 5] = ["no_quorum", "unavailable", "not_ready", "draining", "not_a_member"];
 /// Problem codes of an unknown outcome.
 const UNKNOWNS: [&str; 2] = ["outcome_unknown", "deadline_exceeded"];
 

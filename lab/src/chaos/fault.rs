@@ -34,11 +34,13 @@ pub enum Fault {
     WipedDisk,
     /// SIGTERM and a new start, one server after the other.
     RollingRestart,
+    /// Leadership is handed over, a server is removed by the API, and returns with an empty disk.
+    MembershipChange,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Kill,
         Self::Pause,
         Self::Partition,
@@ -52,6 +54,7 @@ impl Fault {
         Self::PowerLossEverywhere,
         Self::WipedDisk,
         Self::RollingRestart,
+        Self::MembershipChange,
     ];
 
     /// In a few words.
@@ -70,6 +73,7 @@ impl Fault {
             Self::PowerLossEverywhere => "power loss of all",
             Self::WipedDisk => "wiped disk",
             Self::RollingRestart => "rolling restart",
+            Self::MembershipChange => "membership change",
         }
     }
 }

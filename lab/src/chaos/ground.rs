@@ -11,7 +11,7 @@ use super::clock::{self, Clock};
 use super::crowd::Door;
 use super::disk::{Disk, Store};
 use crate::addresses::{API_PORT, Net};
-use crate::api::Status;
+use crate::api::{ApiError, Status};
 use crate::binaries::Binaries;
 use crate::namespace::output;
 use crate::network::Network;
@@ -146,6 +146,25 @@ impl Ground {
             let name = status.and_then(|status| status.leader).context("nobody names a leader")?;
             let leads = |server: &Server| server.name() == name;
             self.servers.iter().position(leads).with_context(|| format!("{name} is none of ours"))
+        })
+    }
+
+    /// Lets another server lead, asked for at a server that may not be the leader.
+    pub(super) fn step_down(&self) -> Result<()> {
+        let server = self.servers.last().context("no server is started")?;
+        let api = server.api()?;
+        wait::until("the leader steps down", RECOVERY_TIMEOUT, || api.step_down())?;
+        Ok(())
+    }
+
+    /// Removes server `index` from the cluster, asked for at another one.
+    pub(super) fn remove_member(&self, index: usize) -> Result<()> {
+        let other = &self.servers[(index + 1) % self.servers.len()];
+        let (api, name) = (other.api()?, self.servers[index].name());
+        wait::until(format!("{name} is removed"), RECOVERY_TIMEOUT, || match api.remove_member(name) {
+            // Done by an attempt whose answer did not come.
+            Err(ApiError::Refused(problem)) if problem.status == 404 => Ok(()),
+            result => result,
         })
     }
 
