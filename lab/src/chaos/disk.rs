@@ -63,6 +63,8 @@ impl Drop for Store {
 pub(super) struct Disk {
     image: PathBuf,
     directory: PathBuf,
+    /// How often the image was copied.
+    copies: u32,
 }
 
 impl Disk {
@@ -81,7 +83,7 @@ impl Disk {
         )
         .context("make a file system (package e2fsprogs)")?;
         fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
-        let disk = Self { image, directory };
+        let disk = Self { image, directory, copies: 0 };
         disk.mount()?;
         Ok(disk)
     }
@@ -127,8 +129,20 @@ impl Disk {
     ///
     /// # Errors
     /// When somebody still uses it, or what is left is no file system.
-    pub(super) fn power_on(&self) -> Result<()> {
+    pub(super) fn power_on(&mut self) -> Result<()> {
         wait::until("a disk is let go", UNMOUNT_TIMEOUT, || umount2(&self.directory, MntFlags::empty()))?;
+        // The kernel may hold the dead file system for a while yet (or a mount namespace that somebody made meanwhile
+        // does), and would hand it out again for the same image. It writes nothing any more, so a copy is the disk.
+        let attached =
+            output(Command::new("losetup").arg("-j").arg(&self.image)).context("list loop devices")?;
+        if !attached.is_empty() {
+            let copy = self.image.with_extension(format!("{}.ext4", self.copies));
+            output(Command::new("cp").arg("--sparse=always").arg(&self.image).arg(&copy))
+                .context("copy a disk")?;
+            fs::remove_file(&self.image).with_context(|| format!("remove {}", self.image.display()))?;
+            self.image = copy;
+            self.copies += 1;
+        }
         self.mount()
     }
 
@@ -188,7 +202,7 @@ mod tests {
     #[test]
     fn what_was_synced_outlives_the_power_and_nothing_else_does() {
         let run = Run::begin().unwrap();
-        let (disk, _store) = disk(&run);
+        let (mut disk, _store) = disk(&run);
         let write = |name: &str, synced: bool| {
             let mut file = File::create(disk.directory().join(name)).unwrap();
             file.write_all(b"words").unwrap();
@@ -203,6 +217,19 @@ mod tests {
         disk.power_on().unwrap();
         assert_eq!(fs::read(disk.directory().join("kept")).unwrap(), b"words");
         assert!(!disk.directory().join("lost").exists());
+    }
+
+    #[test]
+    fn a_dead_file_system_that_somebody_still_holds_is_not_handed_out_again() {
+        let run = Run::begin().unwrap();
+        let (mut disk, _store) = disk(&run);
+        let elsewhere = run.directory().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        output(Command::new("mount").arg("--bind").arg(disk.directory()).arg(&elsewhere)).unwrap();
+        disk.cut_power().unwrap();
+        disk.power_on().unwrap();
+        fs::write(disk.directory().join("file"), b"words").unwrap();
+        umount2(&elsewhere, MntFlags::empty()).unwrap();
     }
 
     #[test]

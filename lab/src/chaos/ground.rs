@@ -263,7 +263,9 @@ impl Ground {
 
     /// Keeps logs and data for reading, and tells where. Ends the servers.
     pub(super) fn keep(&mut self) -> PathBuf {
-        let directory = self.run.keep();
+        let kept = self.run.keep();
+        // It moves to where it is kept when the run ends.
+        let directory = self.run.directory();
         for (server, disk) in self.servers.iter_mut().zip(&self.disks) {
             server.process.kill();
             let to = directory.join(format!("{}-disk", server.name()));
@@ -273,7 +275,7 @@ impl Ground {
                 tracing::error!("keep {}: {error:#}", disk.directory().display());
             }
         }
-        directory
+        kept
     }
 
     /// Addresses of the servers, for messages.
