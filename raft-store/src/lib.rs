@@ -7,6 +7,8 @@
 //! [`store`] opens all of it for one data directory, [`identity`] holds the node's number there,
 //! [`recovery`] turns it into another cluster's after the majority was lost.
 //!
+//! [`kept`] holds the answers to writes with a key.
+//!
 //! Shapes on disk: [`codec`] (every record), `layout` (keys in sled), `snapshot::format` (snapshot files),
 //! `log` (segments, frames and records of the write-ahead log). Each has a test with its exact bytes.
 //!

@@ -134,3 +134,25 @@ async fn a_tokens_text_is_not_shown_again() {
     let detail = problem(again, 409, "token_exists").await;
     assert!(detail.contains("remove it"), "{detail}");
 }
+
+#[tokio::test]
+async fn of_writers_that_add_one_target_at_all_nodes_at_once_one_creates_it_and_all_get_it() {
+    let server = Server::start_one_of_three().await;
+    let served = [server.address, server.serve_other(0).await, server.serve_other(1).await];
+    let add = |index: usize| {
+        let post = server.request_at(served[index % 3], Method::POST, "/api/v1/entries");
+        async move {
+            let body =
+                json!({"target": "api.example.com", "ports": ["tcp/443"], "comment": index.to_string()});
+            parts(post.json(&body).send().await.unwrap()).await
+        }
+    };
+    let answers = futures_util::future::join_all((0..12).map(add)).await;
+    let created = answers.iter().filter(|(status, ..)| *status == StatusCode::CREATED).count();
+    assert_eq!(created, 1, "{answers:?}");
+    for (status, _, _, entry) in &answers {
+        assert!(status.is_success(), "{entry}");
+        assert_eq!((&entry["id"], &entry["comment"]), (&answers[0].3["id"], &answers[0].3["comment"]));
+    }
+    assert_eq!(additions(&server.cluster), 1);
+}
