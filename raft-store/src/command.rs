@@ -102,6 +102,7 @@ pub struct OnceCommand {
 }
 
 /// One thing of a backup. Append-only.
+#[allow(clippy::large_enum_variant, reason = "nearly all parts are entries")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RestorePart {
     /// An entry, and what was known of its domain: gateways get its addresses before anybody asks DNS.

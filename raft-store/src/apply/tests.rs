@@ -284,7 +284,7 @@ fn a_restored_part_is_as_it_was_and_may_come_twice() {
     let parts = vec![
         RestorePart::Entry { entry: entry.clone(), resolution },
         RestorePart::Token(Token { sha256: [8; 32], ..admin.clone() }),
-        RestorePart::Token(Token { name: "ci".to_owned(), ..admin.clone() }),
+        RestorePart::Token(Token { name: "ci".to_owned(), ..admin }),
     ];
     let mut new = State::default();
     apply(&mut new, [Command::AddToken(admin)]);

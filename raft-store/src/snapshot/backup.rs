@@ -249,7 +249,7 @@ mod tests {
         let middle = flipped.len() / 2;
         flipped[middle] ^= 1;
         assert!(said(&flipped).starts_with("backup is damaged: "), "{}", said(&flipped));
-        let mut newer = good.clone();
+        let mut newer = good;
         newer[7] = 9;
         let words = said(&newer);
         assert!(words.starts_with("backup has format version 9, this server reads up to 1: "), "{words}");

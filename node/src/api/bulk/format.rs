@@ -39,7 +39,7 @@ impl Reading {
             Ok(_) if self.entries.len() == MAX_IMPORT_ENTRIES => {
                 let detail = format!("more than {MAX_IMPORT_ENTRIES} entries; send them in several parts");
                 self.errors.insert(0, LineError { line, code: Code::BodyTooLarge.as_str(), detail });
-                return false;
+                false
             }
             Ok(entry) => {
                 self.entries.push(entry);

@@ -131,13 +131,9 @@ impl Iterator for Records<'_> {
     type Item = Record;
 
     fn next(&mut self) -> Option<Record> {
-        loop {
-            if let Some(rest) = self.text.strip_prefix("\r\n").or_else(|| self.text.strip_prefix('\n')) {
-                self.text = rest;
-                self.line += 1;
-            } else {
-                break;
-            }
+        while let Some(rest) = self.text.strip_prefix("\r\n").or_else(|| self.text.strip_prefix('\n')) {
+            self.text = rest;
+            self.line += 1;
         }
         if self.text.is_empty() {
             return None;
