@@ -4,6 +4,7 @@ mod alone;
 mod leaving;
 mod members;
 mod recovery;
+mod room;
 mod start;
 mod status;
 mod stop;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use allowlist::{Digest, Revision};
 use raft_store::command::{BatchReply, Operation};
 use raft_store::types::NodeId;
-use raft_store::{LogSize, NodeInfo, Snapshots, StateReader};
+use raft_store::{NodeInfo, Snapshots, Space, StateReader};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::raft::compaction::LogStanding;
 use crate::raft::link::Peers;
 use crate::raft::meter::Meter;
 use crate::raft::proposer::{Condition, Proposer};
@@ -49,12 +51,15 @@ pub enum WriteError {
     /// The deadline passed while the write was under way: it may or may not take effect.
     #[error("the outcome is unknown: {0}")]
     Unknown(String),
-    /// This node takes no writes (disk full, shutting down).
+    /// This node takes no writes (shutting down, removed).
     #[error("this node takes no writes: {0}")]
     Unavailable(String),
     /// The token the write was made with was taken away; nothing was written.
     #[error("the token was removed")]
     TokenGone,
+    /// There is no room on the leader's disk for what makes the state larger. Nothing was written.
+    #[error("the leader takes no writes that make the state larger: {0}")]
+    NoRoom(String),
 }
 
 /// A linearizable read could not be confirmed in time.
@@ -155,7 +160,9 @@ struct Inner {
     reads: ReadRounds<String>,
     /// … those this node confirms as the leader.
     confirmations: ReadRounds<Refusal>,
-    log_size: watch::Receiver<LogSize>,
+    log_standing: watch::Receiver<LogStanding>,
+    /// The disk of the data directory.
+    space: Space,
     leadership: watch::Receiver<bool>,
     complete: watch::Receiver<bool>,
     gateways: Mutex<Option<GatewaySource>>,
@@ -238,8 +245,8 @@ impl Cluster {
     }
 
     /// As of less than a second ago.
-    pub(crate) fn log_size(&self) -> LogSize {
-        *self.inner.log_size.borrow()
+    pub(crate) fn log_standing(&self) -> LogStanding {
+        self.inner.log_standing.borrow().clone()
     }
 
     pub(crate) fn heard(&self) -> &Heard {
@@ -274,7 +281,10 @@ impl Cluster {
         condition: Condition,
         deadline: Instant,
     ) -> Result<BatchReply, ProposeFailure> {
-        let result = self.inner.proposer.propose(operations, condition, deadline).await;
+        let result = match self.check_room(&operations) {
+            Ok(()) => self.inner.proposer.propose(operations, condition, deadline).await,
+            Err(failure) => Err(failure),
+        };
         self.inner.meter.proposed(&result);
         result
     }

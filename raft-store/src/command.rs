@@ -124,6 +124,23 @@ impl Operation {
 }
 
 impl Command {
+    /// True when it may make the state larger, by what a person asked for: refused while a disk has no room. What DNS
+    /// says is not counted: it is bounded for each name, and the list must follow it.
+    pub fn grows(&self) -> bool {
+        match self {
+            Self::Once(once) => once.commands.iter().any(Self::grows),
+            Self::AddEntry(_)
+            | Self::UpdateEntry { .. }
+            | Self::AddToken(_)
+            | Self::AddEntries(_)
+            | Self::Restore(_) => true,
+            Self::RemoveEntry { .. }
+            | Self::SetResolution { .. }
+            | Self::InitCluster { .. }
+            | Self::RemoveToken { .. } => false,
+        }
+    }
+
     fn weight(&self) -> usize {
         let weight = match self {
             Self::Once(once) => once.commands.iter().map(Self::weight).sum(),

@@ -26,6 +26,8 @@ pub(super) struct Readiness {
     ready: bool,
     /// Why not; empty when ready.
     reasons: Vec<String>,
+    /// What an operator should look at although the node takes work: a low disk, on which removals are still taken.
+    warnings: Vec<String>,
     /// Newest revision applied here.
     revision: u64,
 }
@@ -61,6 +63,7 @@ pub(super) async fn readyz(State(app): State<AppState>) -> (StatusCode, Json<Rea
     if state.cluster().is_none() {
         reasons.push("the cluster has no identity yet: no node has bootstrapped it".to_owned());
     }
+    let warnings = app.cluster().room().err().into_iter().collect();
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready: reasons.is_empty(), reasons, revision: state.revision() }))
+    (status, Json(Readiness { ready: reasons.is_empty(), reasons, warnings, revision: state.revision() }))
 }

@@ -134,6 +134,8 @@ codes! {
     NotAMember = "not_a_member", SERVICE_UNAVAILABLE, "The node does not belong to the cluster";
     /// No leader in reach.
     NoQuorum = "no_quorum", SERVICE_UNAVAILABLE, "The cluster has no quorum";
+    /// Writes that make the state larger are refused.
+    DiskFull = "disk_full", INSUFFICIENT_STORAGE, "The disk has no room";
     /// The node takes no writes.
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, "The node takes no writes";
     /// A write may or may not take effect.
@@ -288,6 +290,11 @@ impl From<WriteError> for Problem {
                 Code::OutcomeUnknown,
                 format!("{error}; the write may or may not take effect: read before sending it again"),
             ),
+            WriteError::NoRoom(_) => Self::new(
+                Code::DiskFull,
+                format!("{error}; nothing was written. Removals are taken: make room on the disk, then send it again"),
+            )
+            .retry_after(UNAVAILABLE_RETRY_S),
             WriteError::Unavailable(_) => Self::new(Code::Unavailable, format!("{error}; ask another node"))
                 .retry_after(UNAVAILABLE_RETRY_S),
             WriteError::TokenGone => Self::new(Code::Unauthorized, format!("{error}; nothing was written")),

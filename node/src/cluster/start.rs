@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::write::confirm_read;
-use super::{Cluster, Inner, Leaving, Tuning};
+use super::{Cluster, Inner, Leaving, Tuning, room};
+use crate::raft::compaction::LogStanding;
 use crate::raft::link::{Identity, Peers};
 use crate::raft::meter::Meter;
 use crate::raft::network::NetworkFactory;
@@ -100,7 +101,7 @@ impl Cluster {
 
         let (lead, leadership) = watch::channel(false);
         let (completed, complete) = watch::channel(false);
-        let (sizes, log_size) = watch::channel(store.log.size());
+        let (standing, log_standing) = watch::channel(LogStanding::of(&store.log));
         let meter = Meter::new().context("metrics of raft")?;
         let (reads, read_rounds) = read_rounds::channel(meter.reads.clone(), meter.read_rounds.clone());
         // What the leader confirms for others is counted where it is read.
@@ -123,7 +124,8 @@ impl Cluster {
                 meter: meter.clone(),
                 reads,
                 confirmations,
-                log_size,
+                log_standing,
+                space: store.space,
                 leadership,
                 complete,
                 gateways: Mutex::default(),
@@ -151,8 +153,9 @@ impl Cluster {
             let raft = raft.clone();
             confirmed.run(move |deadline| confirm_read(raft.clone(), deadline))
         }));
-        tasks.spawn(compaction::run(raft, store.log, tuning, sizes, stop.clone()));
+        tasks.spawn(compaction::run(raft, store.log, tuning, standing, stop.clone()));
         cluster.inner.serving.spawn(server::run(cluster.clone(), listener, tls, ending));
+        tasks.spawn(room::run(cluster.clone(), stop.clone()));
         tasks.spawn(succession::run(cluster.clone(), stop.clone()));
         tasks.spawn(bootstrap::run(cluster.clone(), completed, stop.clone()));
         tasks.spawn(standing::watch(cluster.clone(), stop.clone()));

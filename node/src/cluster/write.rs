@@ -343,6 +343,7 @@ impl From<ProposeFailure> for Attempt<WriteError> {
             ProposeFailure::Unknown(reason) => Self::Final(WriteError::Unknown(reason)),
             ProposeFailure::Unavailable(reason) => Self::Final(WriteError::Unavailable(reason)),
             ProposeFailure::TokenGone => Self::Final(WriteError::TokenGone),
+            ProposeFailure::NoRoom(reason) => Self::Final(WriteError::NoRoom(reason)),
         }
     }
 }

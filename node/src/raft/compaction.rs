@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use openraft::LogIdOptionExt as _;
 use openraft::async_runtime::WatchReceiver as _;
+use raft_store::log::SyncTimesSnapshot;
 use raft_store::{LogSize, LogStore};
 use rand::Rng as _;
 use tokio::sync::watch;
@@ -20,12 +21,25 @@ const MIN_ENTRIES_BETWEEN: u64 = 1_000;
 /// How often the log is looked at.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// The log's numbers as of the last look, for metrics. Nobody else holds the log: it keeps the data directory open.
+#[derive(Debug, Clone)]
+pub(crate) struct LogStanding {
+    pub(crate) size: LogSize,
+    pub(crate) syncs: SyncTimesSnapshot,
+}
+
+impl LogStanding {
+    pub(crate) fn of(log: &LogStore) -> Self {
+        Self { size: log.size(), syncs: log.sync_times().snapshot() }
+    }
+}
+
 /// Runs until `stop`, or until raft ends.
 pub(crate) async fn run(
     raft: Raft,
     log: LogStore,
     tuning: Tuning,
-    sizes: watch::Sender<LogSize>,
+    standing: watch::Sender<LogStanding>,
     stop: CancellationToken,
 ) {
     let metrics = raft.metrics();
@@ -45,7 +59,7 @@ pub(crate) async fn run(
         };
         let behind = applied.saturating_sub(last);
         let size = log.size();
-        sizes.send_replace(size);
+        standing.send_replace(LogStanding::of(&log));
         let large = size.bytes > MAX_LOG_BYTES && behind >= MIN_ENTRIES_BETWEEN;
         if behind < threshold && !large {
             continue;

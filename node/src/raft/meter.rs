@@ -7,6 +7,7 @@ use openraft::{Instant as _, LogIdOptionExt as _};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::Metrics;
+use super::sync_histogram::SyncHistogram;
 use super::wire::ProposeFailure;
 use crate::cluster::Cluster;
 
@@ -31,6 +32,8 @@ pub(crate) struct Meter {
     snapshot_index: IntGauge,
     snapshot_bytes: IntGauge,
     snapshot_at: IntGauge,
+    disk_low: IntGauge,
+    syncs: SyncHistogram,
     lag: IntGaugeVec,
     reachable: IntGaugeVec,
 }
@@ -78,6 +81,11 @@ impl Meter {
                 "outputguard_raft_snapshot_timestamp_seconds",
                 "When the newest snapshot was written, Unix time; 0 without one",
             )?,
+            disk_low: gauge(
+                "outputguard_disk_low",
+                "1 while the disk of the data directory has so little room that growth is refused",
+            )?,
+            syncs: SyncHistogram::new()?,
             lag: peers("outputguard_raft_peer_lag_entries", "Log entries a peer lacks, as the leader knows")?,
             reachable: peers(
                 "outputguard_raft_peer_reachable",
@@ -102,9 +110,11 @@ impl Meter {
             &self.snapshot_index,
             &self.snapshot_bytes,
             &self.snapshot_at,
+            &self.disk_low,
         ] {
             registry.register(Box::new(gauge.clone()))?;
         }
+        registry.register(Box::new(self.syncs.clone()))?;
         registry.register(Box::new(self.lag.clone()))?;
         registry.register(Box::new(self.reachable.clone()))
     }
@@ -117,6 +127,7 @@ impl Meter {
             Err(ProposeFailure::Unknown(_)) => "unknown",
             Err(ProposeFailure::Unavailable(_)) => "unavailable",
             Err(ProposeFailure::TokenGone) => "token_gone",
+            Err(ProposeFailure::NoRoom(_)) => "no_room",
         };
         self.proposals.with_label_values(&[label]).inc();
     }
@@ -127,9 +138,11 @@ impl Meter {
         self.is_leader.set(i64::from(cluster.term().is_some()));
         self.last.set(signed(metrics.last_log_index.unwrap_or(0)));
         self.applied.set(signed(metrics.last_applied.index().unwrap_or(0)));
-        let log = cluster.log_size();
-        self.log_bytes.set(signed(log.bytes));
-        self.log_entries.set(signed(log.entries));
+        let log = cluster.log_standing();
+        self.log_bytes.set(signed(log.size.bytes));
+        self.log_entries.set(signed(log.size.entries));
+        self.syncs.show(log.syncs);
+        self.disk_low.set(i64::from(cluster.room().is_err()));
         if let Some(snapshot) = cluster.snapshots().newest() {
             self.snapshot_index.set(signed(snapshot.meta.last_log_id.index().unwrap_or(0)));
             self.snapshot_bytes.set(signed(snapshot.snapshot.len()));
@@ -157,7 +170,8 @@ impl Meter {
     }
 }
 
-const RESULTS: [&str; 5] = ["committed", "not_leader", "not_entered", "unknown", "unavailable"];
+const RESULTS: [&str; 7] =
+    ["committed", "not_leader", "not_entered", "unknown", "unavailable", "token_gone", "no_room"];
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)

@@ -26,6 +26,7 @@ pub(crate) mod settings;
 pub(crate) mod snapshot;
 pub(crate) mod standing;
 pub(crate) mod succession;
+mod sync_histogram;
 pub(crate) mod wire;
 
 #[cfg(test)]

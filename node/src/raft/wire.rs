@@ -133,6 +133,8 @@ pub(crate) enum Request {
         /// Answer within this time, milliseconds.
         timeout_ms: u64,
     },
+    /// Asks a voter whether its disk has room for more, before it is handed the leadership.
+    Room,
 }
 
 /// Which token a write is made with. The text itself never leaves the node it was shown to.
@@ -184,6 +186,8 @@ pub(crate) enum Response {
     Left,
     /// To [`Request::LogEnd`].
     LogEnd(LogEnd),
+    /// To [`Request::Room`]: true when there is room.
+    Room(bool),
 }
 
 /// The newest entry of a log; the greater one holds more.
@@ -264,6 +268,8 @@ pub(crate) enum ProposeFailure {
     Unavailable(String),
     /// It never entered the log because its token was taken away.
     TokenGone,
+    /// The leader's disk has no room for writes that make the state larger.
+    NoRoom(String),
 }
 
 /// What a node says of itself before a connection means anything.

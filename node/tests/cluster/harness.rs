@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use node::cluster::{Cluster, ClusterSettings, Join, Tuning, WriteError};
 use node::tls::NodeTls;
 use raft_store::FatalHook;
@@ -147,6 +148,12 @@ impl Nodes {
         std::fs::remove_dir_all(&self.nodes[index].settings.data_dir).unwrap();
     }
 
+    /// Puts a node that never ran on a disk of its own.
+    pub(crate) fn small_disk(&self, index: usize, mebibytes: u64) -> SmallDisk {
+        assert!(self.nodes[index].cluster.is_none());
+        SmallDisk::mount(&self.nodes[index].settings.data_dir, mebibytes)
+    }
+
     pub(crate) fn node(&self, index: usize) -> &Cluster {
         self.nodes[index].cluster.as_ref().unwrap()
     }
@@ -240,5 +247,42 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     while !condition().await {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A disk of a few mebibytes, in memory; gone with this value.
+pub(crate) struct SmallDisk {
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(path: &Path, mebibytes: u64) -> Self {
+        std::fs::create_dir_all(path).unwrap();
+        let size = format!("size={mebibytes}m");
+        mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        Self { path: path.to_owned() }
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.path.join("ballast")
+    }
+
+    /// Leaves `free` bytes.
+    pub(crate) fn fill(&self, free: u64) {
+        let disk = nix::sys::statvfs::statvfs(&self.path).unwrap();
+        let room = disk.blocks_available() * disk.fragment_size();
+        let ballast = usize::try_from(room.saturating_sub(free)).unwrap();
+        std::fs::write(self.ballast(), vec![0; ballast]).unwrap();
+    }
+
+    pub(crate) fn make_room(&self) {
+        std::fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a test that failed may still have its files open.
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
     }
 }

@@ -6,5 +6,6 @@ mod harness;
 mod life;
 mod membership;
 mod quorum;
+mod room;
 mod succession;
 mod writes;

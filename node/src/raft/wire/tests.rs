@@ -91,6 +91,20 @@ fn the_bytes_of_version_1_are_frozen() {
             "010701100000000000000000000000000000000102010311",
         ),
         (
+            encode(&envelope(Request::Room)).unwrap().to_vec(),
+            "010701100000000000000000000000000000000102010313",
+        ),
+        (encode(&Answer { sequence: 1, response: Response::Room(true) }).unwrap().to_vec(), "01011001"),
+        (
+            encode(&Answer {
+                sequence: 1,
+                response: Response::Proposed(Err(ProposeFailure::NoRoom("x".to_owned()))),
+            })
+            .unwrap()
+            .to_vec(),
+            "01010501050178",
+        ),
+        (
             encode(&Answer { sequence: 1, response: Response::Members(vec![300]) }).unwrap().to_vec(),
             "01010d01fb2c01",
         ),
