@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::TlsError;
 
@@ -27,21 +27,40 @@ pub(super) fn create(path: &Path, content: &str, access: Access) -> Result<bool,
     }
 }
 
-/// Puts `content` in the place of whatever is at `path`.
-pub(super) fn replace(path: &Path, content: &str, access: Access) -> Result<(), TlsError> {
-    let temporary = write_temporary(path, content, access)?;
-    std::fs::rename(&temporary, path).map_err(|source| TlsError::Io {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })?;
-    sync_dir(path)
+/// A whole file that waits beside the place it is for. Without an owner it goes.
+pub(super) struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
 }
 
-fn write_temporary(path: &Path, content: &str, access: Access) -> Result<std::path::PathBuf, TlsError> {
+impl Staged {
+    pub(super) fn write(path: &Path, content: &str, access: Access) -> Result<Self, TlsError> {
+        let temporary = write_temporary(path, content, access)?;
+        Ok(Self { temporary, path: path.to_owned() })
+    }
+
+    /// Puts it in the place of whatever is there.
+    pub(super) fn put(self) -> Result<(), TlsError> {
+        std::fs::rename(&self.temporary, &self.path).map_err(|source| TlsError::Io {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        })?;
+        sync_dir(&self.path)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Gone already when it was put.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+fn write_temporary(path: &Path, content: &str, access: Access) -> Result<PathBuf, TlsError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{:016x}.tmp", rand::random::<u64>()));
-    let temporary = std::path::PathBuf::from(temporary);
+    let temporary = PathBuf::from(temporary);
     let mode = match access {
         Access::Everyone => 0o644,
         Access::Owner => 0o600,

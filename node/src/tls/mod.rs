@@ -136,6 +136,12 @@ impl NodeTls {
                     "issue a new one with the cluster's CA",
                 );
             }
+            CertState::NotYet(reason) => {
+                return unusable(
+                    format!("cannot be used yet ({reason})"),
+                    "set this host's clock right, or bring a certificate that is valid now",
+                );
+            }
             CertState::Foreign(reason) => {
                 return unusable(
                     format!("is not signed by {CA_CERT_FILE} beside it ({reason})"),
@@ -148,14 +154,14 @@ impl NodeTls {
         Ok(())
     }
 
-    /// Issues the node's certificate anew when its end is near and the CA's key is there.
+    /// Issues the node's certificate anew when its end is near and the CA's key is there; makes no other file.
     ///
     /// # Errors
     /// [`TlsError`] when the files cannot be read or written.
     pub fn renew(&self) -> Result<(), TlsError> {
         let Files { dir, name, hosts } = &*self.files;
         let hosts: Vec<_> = hosts.iter().map(String::as_str).collect();
-        authority::ensure(dir, name, &hosts)
+        authority::renew_when_due(dir, name, &hosts)
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -309,6 +315,8 @@ enum CertState {
     Good,
     /// Ours, but over, or it lacks this name: a new one helps.
     Renew(String),
+    /// Ours, for a later time.
+    NotYet(String),
     /// Of another CA.
     Foreign(String),
 }
@@ -316,20 +324,34 @@ enum CertState {
 /// Judges the node's certificate as of `at`.
 fn examine(dir: &Path, name: &str, hosts: &[&str], at: UnixTime) -> Result<CertState, TlsError> {
     let path = dir.join(format!("{name}.pem"));
+    judge(dir, &path, &certificates(&path)?, (name, hosts), at)
+}
+
+/// As [`examine`], for a chain that is, or is to be, at `path`.
+fn judge(
+    dir: &Path,
+    path: &Path,
+    chain: &[CertificateDer<'_>],
+    (name, hosts): (&str, &[&str]),
+    at: UnixTime,
+) -> Result<CertState, TlsError> {
     let roots = roots(&dir.join(CA_CERT_FILE))?;
-    let chain = certificates(&path)?;
     let (leaf, intermediates) = match chain.split_first() {
         Some((leaf, rest)) => (leaf, rest),
-        None => return Err(not_a_certificate(&path, "holds no certificate".to_owned())),
+        None => return Err(not_a_certificate(path, "holds no certificate".to_owned())),
     };
     let parsed = ParsedCertificate::try_from(leaf)
-        .map_err(|error| not_a_certificate(&path, format!("is no certificate ({error})")))?;
+        .map_err(|error| not_a_certificate(path, format!("is no certificate ({error})")))?;
     let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
     match verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, at, algorithms) {
         Ok(()) => {}
         Err(rustls::Error::InvalidCertificate(
             error @ (rustls::CertificateError::Expired | rustls::CertificateError::ExpiredContext { .. }),
         )) => return Ok(CertState::Renew(error.to_string())),
+        Err(rustls::Error::InvalidCertificate(
+            error @ (rustls::CertificateError::NotValidYet
+            | rustls::CertificateError::NotValidYetContext { .. }),
+        )) => return Ok(CertState::NotYet(error.to_string())),
         Err(error) => return Ok(CertState::Foreign(error.to_string())),
     }
     for host in hosts.iter().chain([&name]) {
@@ -453,6 +475,78 @@ mod tests {
             let error = prepare(dir.path(), name).unwrap_err();
             assert!(error.contains(file), "{file}: {error}");
         }
+    }
+
+    /// Signs a certificate of `a` with the CA in `dir` that is over in `days`.
+    fn issue_for(dir: &Path, days: i64) {
+        let ca = std::fs::read_to_string(dir.join(CA_CERT_FILE)).unwrap();
+        let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(dir.join(CA_KEY_FILE)).unwrap()).unwrap();
+        let issuer = rcgen::Issuer::from_ca_cert_pem(&ca, key).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["a".to_owned(), "10.1.0.1".to_owned()]).unwrap();
+        let now = time::OffsetDateTime::now_utc();
+        (params.not_before, params.not_after) =
+            (now - time::Duration::days(9), now + time::Duration::days(days));
+        let pair = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(dir.join("a.pem"), params.signed_by(&pair, &issuer).unwrap().pem()).unwrap();
+        std::fs::write(dir.join("a.key"), pair.serialize_pem()).unwrap();
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_renewed_with_the_cas_key_and_serves_without_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let tls = prepare(dir.path(), "a").unwrap();
+        issue_for(dir.path(), 3);
+        let short = std::fs::read(dir.path().join("a.pem")).unwrap();
+        let ca_key = std::fs::read(dir.path().join(CA_KEY_FILE)).unwrap();
+        let now = || std::fs::read(dir.path().join("a.pem")).unwrap();
+        std::fs::remove_file(dir.path().join(CA_KEY_FILE)).unwrap();
+        prepare(dir.path(), "a").unwrap();
+        tls.renew().unwrap();
+        assert_eq!(now(), short);
+        // A key of some other CA renews nothing and spoils nothing.
+        let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        std::fs::write(dir.path().join(CA_KEY_FILE), other).unwrap();
+        prepare(dir.path(), "a").unwrap();
+        let error = tls.renew().unwrap_err().to_string();
+        assert!(error.contains("ca.key does not belong to ca.pem"), "{error}");
+        assert_eq!(now(), short);
+        std::fs::write(dir.path().join(CA_KEY_FILE), ca_key).unwrap();
+        tls.renew().unwrap();
+        assert_ne!(now(), short);
+        prepare(dir.path(), "a").unwrap();
+    }
+
+    #[test]
+    fn what_is_over_is_refused_without_the_cas_key() {
+        let dir = tempfile::tempdir().unwrap();
+        prepare(dir.path(), "a").unwrap();
+        issue_for(dir.path(), -1);
+        std::fs::remove_file(dir.path().join(CA_KEY_FILE)).unwrap();
+        let error = prepare(dir.path(), "a").unwrap_err();
+        assert!(error.contains("cannot be used any longer"), "{error}");
+    }
+
+    #[test]
+    fn a_running_node_makes_no_file_that_is_missing() {
+        for file in [CA_CERT_FILE, "a.pem", "a.key"] {
+            let dir = tempfile::tempdir().unwrap();
+            let tls = prepare(dir.path(), "a").unwrap();
+            std::fs::remove_file(dir.path().join(file)).unwrap();
+            let error = tls.renew().unwrap_err().to_string();
+            assert!(error.contains(file) && error.contains("missing"), "{error}");
+            assert!(!dir.path().join(file).exists(), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_issued_a_certificate_by_the_ca_of_several_whose_key_is_there() {
+        let (dir, old) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        prepare(dir.path(), "a").unwrap();
+        prepare(old.path(), "a").unwrap();
+        let both =
+            [old.path(), dir.path()].map(|dir| std::fs::read(dir.join(CA_CERT_FILE)).unwrap()).concat();
+        std::fs::write(dir.path().join(CA_CERT_FILE), both).unwrap();
+        prepare(dir.path(), "b").unwrap();
     }
 
     #[test]

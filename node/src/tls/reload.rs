@@ -15,6 +15,10 @@ pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a certificate of our own CA is looked at for renewal.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(3_600);
 
+/// Files that could not be used are tried again after this time, also when nobody touches them: the clock may have been
+/// wrong, or the disk.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
 /// What is counted of certificates.
 #[derive(Debug, Clone)]
 pub struct TlsMetrics {
@@ -67,8 +71,10 @@ type Fingerprint = Vec<Option<(u64, u64, i64, i64)>>;
 pub struct Reloader {
     tls: NodeTls,
     metrics: TlsMetrics,
-    /// Of what was last loaded, well or not.
+    /// Of what is in use.
     loaded: Fingerprint,
+    /// Of what could not be used, and when it was last tried.
+    failed: Option<(Fingerprint, Instant)>,
     /// Seen once; a second look that sees the same means that nobody is writing any more.
     settling: Option<Fingerprint>,
 }
@@ -84,7 +90,7 @@ impl Reloader {
     pub fn new(tls: NodeTls, metrics: TlsMetrics) -> Self {
         metrics.show(&tls);
         let loaded = fingerprint(&tls);
-        Self { tls, metrics, loaded, settling: None }
+        Self { tls, metrics, loaded, failed: None, settling: None }
     }
 
     /// Looks at the files every `interval`, and at once when `hangup` says so, until `stop`.
@@ -116,26 +122,39 @@ impl Reloader {
         }
     }
 
-    /// Loads what changed; `at_once` does not wait until the files have settled.
+    /// Loads what changed; `at_once` does not wait until the files have settled, nor until a failure is a while ago.
     pub fn look(&mut self, at_once: bool) {
+        self.look_at(at_once, Instant::now());
+    }
+
+    fn look_at(&mut self, at_once: bool, time: Instant) {
         let now = fingerprint(&self.tls);
         if now == self.loaded {
-            self.settling = None;
+            (self.settling, self.failed) = (None, None);
             return;
         }
-        if !at_once && self.settling.as_ref() != Some(&now) {
-            self.settling = Some(now);
-            return;
+        match &self.failed {
+            Some((failed, at)) if *failed == now => {
+                if !at_once && time < *at + RETRY_INTERVAL {
+                    return;
+                }
+            }
+            _ if !at_once && self.settling.as_ref() != Some(&now) => {
+                self.settling = Some(now);
+                return;
+            }
+            _ => {}
         }
         self.settling = None;
-        self.loaded = now;
         match self.tls.reload() {
             Ok(()) => {
+                (self.loaded, self.failed) = (now, None);
                 self.metrics.reloads.with_label_values(&["ok"]).inc();
                 self.metrics.show(&self.tls);
                 tracing::info!(directory = %self.tls.dir().display(), "new certificates are in use");
             }
             Err(error) => {
+                self.failed = Some((now, time));
                 self.metrics.reloads.with_label_values(&["failed"]).inc();
                 tracing::warn!(%error, "certificate files changed, but cannot be used; the old ones stay in use");
             }
@@ -158,4 +177,48 @@ fn fingerprint(tls: &NodeTls) -> Fingerprint {
         Some((meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
     };
     files.into_iter().map(look).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    /// Writes without a trace in the file's time, as a fault that goes away leaves none.
+    fn write_at(path: &Path, content: &[u8], time: SystemTime) {
+        std::fs::write(path, content).unwrap();
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+    }
+
+    #[test]
+    fn files_that_failed_once_are_tried_again_after_a_while_and_when_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let tls = NodeTls::prepare(dir.path(), "a", &[]).unwrap();
+        let metrics = TlsMetrics::new(&Registry::new()).unwrap();
+        let count = |result| metrics.reloads.with_label_values(&[result]).get();
+        let cert = dir.path().join("a.pem");
+        let good = std::fs::read(&cert).unwrap();
+        let mut bad = good.clone();
+        bad[60] = b'!';
+        let start = Instant::now();
+        for (told, failures) in [(false, 1), (true, 3)] {
+            let mut reloader = Reloader::new(tls.clone(), metrics.clone());
+            let changed = SystemTime::now() + Duration::from_secs(failures);
+            write_at(&cert, &bad, changed);
+            reloader.look_at(true, start);
+            assert_eq!(count("failed"), failures);
+            reloader.look_at(false, start + RETRY_INTERVAL / 2);
+            assert_eq!(count("failed"), failures, "nobody is told each time");
+            reloader.look_at(false, start + RETRY_INTERVAL);
+            assert_eq!(count("failed"), failures + 1);
+            write_at(&cert, &good, changed);
+            let done = count("ok");
+            reloader.look_at(false, start + RETRY_INTERVAL);
+            assert_eq!(count("ok"), done);
+            reloader.look_at(told, start + if told { RETRY_INTERVAL } else { 2 * RETRY_INTERVAL });
+            assert_eq!(count("ok"), done + 1);
+        }
+    }
 }
