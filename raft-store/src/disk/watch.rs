@@ -28,6 +28,8 @@ pub(crate) enum Event {
         len: u64,
     },
     Sync(PathBuf),
+    /// What was not synced counts as clean from then on, as Linux has it: only writing it again brings it to the disk.
+    SyncFailed(PathBuf),
     Rename {
         from: PathBuf,
         to: PathBuf,
@@ -87,18 +89,26 @@ impl Watch {
         self.inner.lock().unwrap().history.push(event);
     }
 
+    pub(crate) fn forget(&self, which: impl Fn(&Event) -> bool) {
+        self.inner.lock().unwrap().history.retain(|event| !which(event));
+    }
+
     pub(crate) fn history(&self) -> Vec<Event> {
         self.inner.lock().unwrap().history.clone()
     }
 
     pub(super) fn permit(&self, op: Op<'_>) -> io::Result<Permit> {
         let mut inner = self.inner.lock().unwrap();
-        if let Some(fault) = &mut inner.fault {
+        let Inner { history, fault, .. } = &mut *inner;
+        if let Some(fault) = fault {
             if fault.after > 0 {
                 fault.after -= 1;
             } else if fault.times > 0 {
                 fault.times -= 1;
                 let error = io::Error::from(fault.kind);
+                if let Op::Sync(path) = op {
+                    history.push(Event::SyncFailed(path.to_owned()));
+                }
                 return match op {
                     Op::Write { .. } => Ok(Permit::Short(fault.short, error)),
                     _ => Err(error),
@@ -123,17 +133,50 @@ impl Watch {
 
     /// Writes the files below `root` to `image` as a power cut after `history` may leave them.
     pub(crate) fn cut_power(&self, history: &[Event], root: &Path, image: &Path, random: &mut Random) {
+        write_tree(self.model(history).cut(random), root, image);
+    }
+
+    /// Writes the files below `root` to `image` as a process that was killed after `history` leaves them to the next
+    /// one: the page cache is kept. The power of the answer, which watches `image`, was never cut: what was not on disk
+    /// is not on disk.
+    pub(crate) fn kill(&self, history: &[Event], root: &Path, image: &Path) -> Self {
+        let model = self.model(history);
+        let cached =
+            model.names.iter().map(|(path, inode)| (path.clone(), model.inodes[*inode].cached.clone()));
+        write_tree(cached.collect(), root, image);
+        let moved = |path: &PathBuf| image.join(path.strip_prefix(root).unwrap());
+        let before = self.before.iter().map(|(path, bytes)| (moved(path), bytes.clone())).collect();
+        let history = history.iter().map(|event| event.moved(moved)).collect();
+        Self { before, inner: Mutex::new(Inner { history, ..Inner::default() }) }
+    }
+
+    fn model(&self, history: &[Event]) -> Model {
         let mut model = Model::default();
         for (path, bytes) in &self.before {
             model.names.insert(path.clone(), model.inodes.len());
-            model.inodes.push(Inode { durable: bytes.clone(), pending: Vec::new() });
+            model.inodes.push(Inode { durable: bytes.clone(), cached: bytes.clone(), pending: Vec::new() });
         }
         model.durable_names = model.names.clone();
         history.iter().for_each(|event| model.note(event));
-        for (path, bytes) in model.cut(random) {
-            let target = image.join(path.strip_prefix(root).unwrap());
-            fs::create_dir_all(target.parent().unwrap()).unwrap();
-            fs::write(target, bytes).unwrap();
+        model
+    }
+}
+
+impl Event {
+    fn moved(&self, to: impl Fn(&PathBuf) -> PathBuf) -> Self {
+        match self {
+            Self::Create(path) => Self::Create(to(path)),
+            Self::Write { path, offset, bytes } => {
+                Self::Write { path: to(path), offset: *offset, bytes: bytes.clone() }
+            }
+            Self::SetLen { path, len } => Self::SetLen { path: to(path), len: *len },
+            Self::Sync(path) => Self::Sync(to(path)),
+            Self::SyncFailed(path) => Self::SyncFailed(to(path)),
+            Self::Rename { from, to: target } => Self::Rename { from: to(from), to: to(target) },
+            Self::Remove(path) => Self::Remove(to(path)),
+            Self::SyncDir(path) => Self::SyncDir(to(path)),
+            Self::Begun(number) => Self::Begun(*number),
+            Self::Acknowledged(number) => Self::Acknowledged(*number),
         }
     }
 }
@@ -148,6 +191,14 @@ fn read_tree(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
     }
 }
 
+fn write_tree(files: Vec<(PathBuf, Vec<u8>)>, root: &Path, image: &Path) {
+    for (path, bytes) in files {
+        let target = image.join(path.strip_prefix(root).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::write(target, bytes).unwrap();
+    }
+}
+
 /// A file system that forgets.
 #[derive(Default)]
 struct Model {
@@ -157,8 +208,11 @@ struct Model {
     pending_names: Vec<(PathBuf, Option<usize>)>,
 }
 
+#[derive(Default)]
 struct Inode {
     durable: Vec<u8>,
+    /// What whoever reads the file gets.
+    cached: Vec<u8>,
     pending: Vec<Change>,
 }
 
@@ -171,22 +225,25 @@ impl Model {
     fn note(&mut self, event: &Event) {
         match event {
             Event::Create(path) => match self.names.get(path) {
-                Some(inode) => self.inodes[*inode].pending.push(Change::SetLen(0)),
+                Some(inode) => self.inodes[*inode].change(Change::SetLen(0)),
                 None => {
                     let inode = self.inodes.len();
-                    self.inodes.push(Inode { durable: Vec::new(), pending: Vec::new() });
+                    self.inodes.push(Inode::default());
                     self.name(path, Some(inode));
                 }
             },
             Event::Write { path, offset, bytes } => {
-                self.inode(path).pending.push(Change::Write(*offset as usize, bytes.clone()));
+                self.inode(path).change(Change::Write(*offset as usize, bytes.clone()));
             }
-            Event::SetLen { path, len } => self.inode(path).pending.push(Change::SetLen(*len as usize)),
+            Event::SetLen { path, len } => self.inode(path).change(Change::SetLen(*len as usize)),
             Event::Sync(path) => {
                 let inode = self.inode(path);
                 for change in std::mem::take(&mut inode.pending) {
                     change.apply(&mut inode.durable);
                 }
+            }
+            Event::SyncFailed(path) => {
+                self.inode(path).pending.retain(|change| matches!(change, Change::SetLen(_)));
             }
             Event::Rename { from, to } => {
                 let inode = self.names[from];
@@ -232,6 +289,11 @@ fn put_names(names: &mut BTreeMap<PathBuf, usize>, changes: Vec<(PathBuf, Option
 }
 
 impl Inode {
+    fn change(&mut self, change: Change) {
+        change.apply(&mut self.cached);
+        self.pending.push(change);
+    }
+
     fn cut(self, random: &mut Random) -> Vec<u8> {
         let mut bytes = self.durable;
         // How many of a hundred unsynced sectors reached the disk.
@@ -270,16 +332,16 @@ impl Inode {
 }
 
 impl Change {
-    fn apply(self, bytes: &mut Vec<u8>) {
+    fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Write(offset, new) => {
                 let end = offset + new.len();
                 if bytes.len() < end {
                     bytes.resize(end, 0);
                 }
-                bytes[offset..end].copy_from_slice(&new);
+                bytes[*offset..end].copy_from_slice(new);
             }
-            Self::SetLen(len) => bytes.resize(len, 0),
+            Self::SetLen(len) => bytes.resize(*len, 0),
         }
     }
 }

@@ -25,7 +25,10 @@ impl Marks {
             Record::Truncate(last) => self.last = last,
             Record::Purge(id) => {
                 self.purged = self.purged.max(Some(id));
-                self.last = self.last.max(self.purged);
+                // By index: a snapshot may reach beyond the last entry and be of an older term than that.
+                if self.last.map(|last| last.index) < Some(id.index) {
+                    self.last = self.purged;
+                }
             }
             Record::Seal(_) => {}
         }

@@ -32,6 +32,8 @@ struct Found {
     header: Header,
     /// Of the good batches.
     len: u64,
+    /// Where the last good batch begins; without one the header.
+    last_batch: u64,
     largest: Option<u64>,
     /// Of the batch after the last good one.
     sequence: u64,
@@ -123,7 +125,11 @@ fn read(disk: &Disk, dir: &Path, space: &Space, known: bool) -> Result<(Files, M
     if let Some(next) = last.sealed {
         return Err(format!("{} is missing", segment::file_name(next)).into());
     }
-    let open = OpenSegment::resume(last.segment, last.header.salt, last.len).map_err(at)?;
+    // Its seal may be the last thing that was written: without it, what is written from now on has no beginning.
+    if let Some(sealed) = chain.back() {
+        sealed.segment.settle(sealed.last_batch, sealed.len).map_err(at)?;
+    }
+    let open = OpenSegment::resume(last.segment, last.header.salt, last.last_batch, last.len).map_err(at)?;
     surplus.iter().try_for_each(|path| disk.remove(path)).map_err(at)?;
     disk.sync_dir(dir).map_err(at)?;
     let closed = chain.into_iter().map(|found| Closed {
@@ -195,6 +201,7 @@ fn read_batches(
 ) -> Result<Found, String> {
     let mut sequence = header.first;
     let (mut at, mut largest, mut sealed) = (HEADER_BYTES, None, None);
+    let mut last_batch = 0;
     loop {
         let rest = &bytes[at.min(bytes.len())..];
         let here = frame::header(rest, header.salt);
@@ -229,10 +236,11 @@ fn read_batches(
             }
             memory.replay(record, &segment, (at + frame::HEADER_BYTES) as u64);
         }
+        last_batch = at as u64;
         at += frame::HEADER_BYTES + payload.len();
         sequence += 1;
     }
-    Ok(Found { segment, header, len: at as u64, largest, sequence, sealed })
+    Ok(Found { segment, header, len: at as u64, last_batch, largest, sequence, sealed })
 }
 
 /// True when no batch was ever written behind the header.

@@ -84,6 +84,17 @@ impl Segment {
         self.file.read_exact_at(&mut bytes, u64::from(offset))?;
         Ok(bytes)
     }
+
+    /// Everything up to `end` is on disk on return; what is before `from` was already. A process that was killed may have
+    /// left the rest in the page cache only, and after a failed sync Linux counts it as clean, so that a sync alone would
+    /// do nothing: the same bytes are written once more.
+    pub(super) fn settle(&self, from: u64, end: u64) -> io::Result<()> {
+        let len = usize::try_from(end.saturating_sub(from)).map_err(io::Error::other)?;
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, from)?;
+        self.file.write_all_at(&bytes, from)?;
+        self.file.sync()
+    }
 }
 
 impl OpenSegment {
@@ -104,14 +115,18 @@ impl OpenSegment {
         Ok(Self { segment: Segment { first, file }.into(), salt, len, filled: len })
     }
 
-    /// Goes on with one that is there, behind its last good batch. Everything of it is on disk on return, and nothing
-    /// stands behind.
-    pub(super) fn resume(segment: std::sync::Arc<Segment>, salt: u64, len: u64) -> io::Result<Self> {
+    /// Goes on with one that is there, behind its last good batch, which begins at `last_batch`. Everything of it is on
+    /// disk on return, and nothing stands behind.
+    pub(super) fn resume(
+        segment: std::sync::Arc<Segment>,
+        salt: u64,
+        last_batch: u64,
+        len: u64,
+    ) -> io::Result<Self> {
         if segment.file.len()? != len {
             segment.file.set_len(len)?;
         }
-        // Also when nothing was cut: what a killed process wrote may be in the page cache only.
-        segment.file.sync()?;
+        segment.settle(last_batch, len)?;
         Ok(Self { segment, salt, len, filled: len })
     }
 

@@ -57,7 +57,10 @@ impl Expected {
                 Ask::Purge(self.entries[random.below(self.entries.len())].log_id)
             }
             (3, Some(last)) if random.chance(4) => {
-                Ask::Purge(LogId::new(RaftLeaderId::new(number + 1, 1), last.index + 7))
+                // A snapshot's, of a leader before or after the one whose entries end here.
+                let before = self.purged.map_or(1, |id| id.leader_id.term);
+                let term = if random.chance(2) { before } else { number + 1 };
+                Ask::Purge(LogId::new(RaftLeaderId::new(term, 1), last.index + 7))
             }
             (4 | 5, Some(last)) => Ask::Committed(last),
             _ => {
@@ -84,8 +87,10 @@ impl Expected {
             }
             Ask::Purge(upto) => {
                 self.purged = Some(*upto);
-                self.last = self.last.max(self.purged);
-                self.entries.retain(|entry| entry.log_id > *upto);
+                if self.last.map(|last| last.index) < Some(upto.index) {
+                    self.last = self.purged;
+                }
+                self.entries.retain(|entry| entry.log_id.index > upto.index);
             }
             Ask::Committed(_) => {}
         }
@@ -203,7 +208,7 @@ struct Verdict {
 async fn judge(seed: u64, images: u64, pretend_syncs: bool) -> Verdict {
     let mut random = Random::new(seed);
     let dir = memory_dir();
-    let watch = Arc::new(Watch::new(dir.path()));
+    let mut watch = Arc::new(Watch::new(dir.path()));
     let disk = Disk::watched(Arc::clone(&watch));
     let mut log = open(&disk, dir.path(), false).unwrap();
     let begun = watch.history().len();
@@ -212,7 +217,21 @@ async fn judge(seed: u64, images: u64, pretend_syncs: bool) -> Verdict {
     }
     let mut states = live(&mut log, &watch, Expected::default(), 1, &mut random).await;
     let mut start = 0;
-    if random.chance(2) {
+    let mut killed = None;
+    if !pretend_syncs && random.chance(2) {
+        // A second life after a kill: what the first one wrote may not be on disk yet.
+        drop(log);
+        let (image, then) = kill(dir.path(), &watch, begun, &mut random);
+        watch = Arc::new(then);
+        log = open(&Disk::watched(Arc::clone(&watch)), image.path(), true).unwrap();
+        let found = Expected::of(&mut log).await;
+        let number =
+            resumed(&watch, &states, &found).unwrap_or_else(|| panic!("seed {seed}: lost by a kill"));
+        start = watch.history().len();
+        states.truncate(number as usize + 1);
+        states.extend(live(&mut log, &watch, found, number + 1, &mut random).await.split_off(1));
+        killed = Some(image);
+    } else if random.chance(2) {
         // A second life, after a clean end: the first one's traces are older than what is judged.
         drop(log);
         log = open(&disk, dir.path(), true).unwrap();
@@ -222,13 +241,14 @@ async fn judge(seed: u64, images: u64, pretend_syncs: bool) -> Verdict {
         states.extend(live(&mut log, &watch, then, 1 + REQUESTS_PER_LIFE, &mut random).await.split_off(1));
     }
     drop(log);
+    let root = killed.as_ref().map_or(dir.path(), tempfile::TempDir::path);
     let history = watch.history();
     let mut verdict = Verdict::default();
     for _ in 0..images {
         let from = start.max(begun);
         let history = &history[..from + random.below(history.len() - from + 1)];
         let image = memory_dir();
-        watch.cut_power(history, dir.path(), image.path(), &mut random);
+        watch.cut_power(history, root, image.path(), &mut random);
         verdict.images += 1;
         match still_holds(image.path(), history, &states, &mut random).await {
             Ok(true) => {}
@@ -241,6 +261,36 @@ async fn judge(seed: u64, images: u64, pretend_syncs: bool) -> Verdict {
         }
     }
     verdict
+}
+
+/// What a process that was killed at some moment left behind; often when it had sealed a segment and not synced that.
+fn kill(root: &Path, watch: &Watch, begun: usize, random: &mut Random) -> (tempfile::TempDir, Watch) {
+    let mut history = watch.history();
+    let seals: Vec<usize> = (begun..history.len())
+        .filter(|at| matches!(&history[at - 1..=*at], [Event::SyncDir(_), Event::Write { .. }]))
+        .collect();
+    let last = match random.chance(2) && !seals.is_empty() {
+        true => seals[random.below(seals.len())],
+        false => begun + random.below(history.len() - begun),
+    };
+    history.truncate(last + 1);
+    let image = memory_dir();
+    let then = watch.kill(&history, root, image.path());
+    (image, then)
+}
+
+/// The number of the request up to which a killed log held everything. It has said so, and numbers go on from there.
+fn resumed(watch: &Watch, states: &[Expected], found: &Expected) -> Option<u64> {
+    let history = watch.history();
+    let number =
+        |pick: fn(&Event) -> Option<u64>| history.iter().filter_map(pick).max().unwrap_or(0) as usize;
+    let begun = number(|event| if let Event::Begun(number) = event { Some(*number) } else { None });
+    let acknowledged =
+        number(|event| if let Event::Acknowledged(number) = event { Some(*number) } else { None });
+    let at = (acknowledged..=begun).rev().find(|at| states[*at] == *found)? as u64;
+    watch.forget(|event| matches!(event, Event::Begun(number) if *number > at));
+    watch.note(Event::Acknowledged(at));
+    Some(at)
 }
 
 /// True when an image holds a state that was asked for, no older than what was acknowledged; and when it can be
@@ -352,8 +402,13 @@ async fn after_a_failed_write_or_sync_nothing_is_acknowledged_and_nothing_acknow
         }
         assert!(failed && log.save_vote(&Vote::new(9, 9)).await.is_err());
         drop(log);
-        let mut log = open(&Disk::default(), dir.path(), true).unwrap();
+        let mut log = open(&Disk::watched(Arc::clone(&watch)), dir.path(), true).unwrap();
         let found = Expected::of(&mut log).await;
+        // What it read after the failure it holds from now on, also when the failed sync left it in memory only.
+        let image = memory_dir();
+        watch.cut_power(&watch.history(), dir.path(), image.path(), &mut Random::new(after + 1));
+        let mut cut = open(&Disk::default(), image.path(), true).unwrap();
+        assert_eq!(Expected::of(&mut cut).await, found, "after {after}");
         let ids: Vec<_> = found.entries.iter().map(|entry| entry.log_id).collect();
         assert!(
             ids.starts_with(&acknowledged) && ids.len() <= acknowledged.len() + 1,

@@ -34,7 +34,9 @@ pub(crate) fn recover(
 
     let newest = snapshots.newest();
     let reaches = newest.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
-    if applied > log.last.max(reaches) {
+    let index = |id: Option<LogId>| id.map(|id| id.index);
+    // By index, too: the last entry may be of a newer term than what was applied, and before it.
+    if applied > log.last.max(reaches) || index(applied) > index(log.last).max(index(reaches)) {
         return Err(lost(format!(
             "the checkpoint reaches to {}, the log ends at {}: acknowledged entries are missing from the log",
             show(applied),
