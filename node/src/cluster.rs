@@ -143,6 +143,8 @@ pub struct Cluster {
 
 struct Inner {
     id: NodeId,
+    /// Drawn at each start: tells this process from one that runs on a copy of its data directory.
+    process: u64,
     node: NodeInfo,
     /// As configured, sorted; empty for a cluster of one.
     configured_peers: Vec<String>,
@@ -221,6 +223,11 @@ impl Cluster {
     /// This node's raft id.
     pub fn id(&self) -> NodeId {
         self.inner.id
+    }
+
+    /// A number that no other process has, not even one with the same id.
+    pub(crate) fn process(&self) -> u64 {
+        self.inner.process
     }
 
     /// This node's name.
@@ -329,7 +336,10 @@ impl Cluster {
         }
         // A node may ask itself who it is, to find out that two addresses lead to it.
         if from == self.id()
-            && !matches!(request, Request::Probe { .. } | Request::Identify | Request::Status)
+            && !matches!(
+                request,
+                Request::Probe { .. } | Request::Identify | Request::Process | Request::Status
+            )
         {
             return Err(Refusal::SameId(from));
         }

@@ -123,6 +123,12 @@ impl StateReader {
         self.revision.clone()
     }
 
+    /// Where the history begins: the revision of the state this node started with or was sent, unless older batches
+    /// had to go since.
+    pub fn history_after(&self) -> Revision {
+        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).history_after
+    }
+
     /// The newest batch with events, as far as this node keeps any.
     pub fn newest(&self) -> Option<Arc<AppliedBatch>> {
         self.shared.current.read().unwrap_or_else(PoisonError::into_inner).history.back().cloned()

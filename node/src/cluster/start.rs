@@ -110,6 +110,7 @@ impl Cluster {
         let cluster = Self {
             inner: Arc::new(Inner {
                 id,
+                process: rand::random(),
                 node,
                 configured_peers,
                 join,

@@ -57,6 +57,7 @@ impl Cluster {
                     .to_owned(),
             );
         }
+        troubles.extend(self.fence().away());
         let committed =
             metrics.cluster_committed.max(metrics.local_committed).map_or(0, |log_id| log_id.index);
         let behind = committed.saturating_sub(self.reader().state().revision());

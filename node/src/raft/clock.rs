@@ -22,7 +22,7 @@ pub(crate) struct Clock {
     last_ms: u64,
     /// What the wall clock said, and when.
     seen: Option<(u64, Instant)>,
-    /// The newest time in a state that came without history, and that state's revision.
+    /// The newest time in a state that came without history, and where that history begins.
     inherited: Option<(Revision, u64)>,
 }
 
@@ -58,13 +58,14 @@ impl Clock {
         if let Some(batch) = self.reader.newest() {
             return batch.at_ms;
         }
-        // After a start or an installed snapshot.
-        let state = self.reader.state();
+        // After a start or an installed snapshot, until something happens: batches without events change no time. A
+        // state may hold a million entries, so each is looked through once.
+        let begin = self.reader.history_after();
         match self.inherited {
-            Some((revision, newest)) if revision == state.revision() => newest,
+            Some((at, newest)) if at == begin => newest,
             _ => {
-                let newest = newest_ms(&state);
-                self.inherited = Some((state.revision(), newest));
+                let newest = newest_ms(&self.reader.state());
+                self.inherited = Some((begin, newest));
                 newest
             }
         }
@@ -127,6 +128,21 @@ mod tests {
         let (applied, _) = state.apply(1, &batch(ahead));
         publisher.publish(state, vec![applied]);
         assert_eq!(clock.now_ms(), ahead);
+    }
+
+    #[test]
+    fn a_state_is_looked_through_once_however_many_batches_without_events_follow() {
+        let mut state = State::default();
+        state.apply(1, &batch(9));
+        let (publisher, reader) = raft_store::reader::channel(state.clone());
+        let mut clock = Clock::new(reader);
+        clock.now_ms();
+        for revision in 2..5 {
+            let (applied, _) = state.apply(revision, &Batch { at_ms: 9, operations: Vec::new() });
+            publisher.publish(state.clone(), vec![applied]);
+            clock.now_ms();
+            assert_eq!(clock.inherited, Some((1, 9)));
+        }
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) mod wire;
 mod certificate_tests;
 #[cfg(test)]
 mod refusal_tests;
+#[cfg(test)]
+mod standing_tests;
 
 /// openraft, instantiated with our log and state machine.
 pub(crate) type Raft = openraft::Raft<raft_store::TypeConfig, raft_store::StateMachine>;

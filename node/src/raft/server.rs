@@ -454,6 +454,7 @@ impl Cluster {
                 self.join_here(id, node, pristine).await.map(|()| Response::Joined)
             }
             Request::Room => Ok(Response::Room(self.room().is_ok())),
+            Request::Process => Ok(Response::Process { id: self.id(), process: self.process() }),
             Request::Misses { vote } => Ok(succession::answer(self, vote).await),
             Request::Identify => self.identity().await.map(Response::Probe),
             Request::Change(request) => self.change_here(request).await.map(Response::Changed),

@@ -5,7 +5,7 @@
 //! it stands for no election, and serves neither reads nor writes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::Metrics;
 use super::link::{CallError, Purpose};
 use super::membership::{metrics, settle};
-use super::wire::{Probe, Refusal, Request, Response};
+use super::wire::{Refusal, Request, Response};
 use crate::cluster::{Cluster, leader_of};
 
 /// How often a node looks at its standing.
@@ -39,8 +39,12 @@ pub(crate) struct Fence {
 struct FenceInner {
     reason: OnceLock<String>,
     closed: CancellationToken,
-    /// True while the cluster knows another address of this node than its own.
-    away: AtomicBool,
+    /// Why this node stands for no election: the cluster knows another address of it, and that does not lead here.
+    away: Mutex<Option<String>>,
+    /// True once that address led to this process.
+    at_home: AtomicBool,
+    /// True after `away` was logged, until it is over.
+    warned: AtomicBool,
 }
 
 impl Fence {
@@ -70,7 +74,24 @@ impl Fence {
 
     /// True for a node that must not lead: it does not belong, or the cluster knows it at another address.
     pub(crate) fn keeps_from_leading(&self) -> bool {
-        self.inner.away.load(Ordering::Relaxed) || self.inner.reason.get().is_some()
+        self.inner.reason.get().is_some() || self.away_reason().is_some()
+    }
+
+    /// Why this node stands for no election although it may belong.
+    pub(crate) fn away(&self) -> Option<String> {
+        self.away_reason().clone()
+    }
+
+    /// True when this is another answer than before to whether this node may lead.
+    fn set_away(&self, reason: Option<String>) -> bool {
+        let mut away = self.away_reason();
+        let turned = away.is_some() != reason.is_some();
+        *away = reason;
+        turned
+    }
+
+    fn away_reason(&self) -> MutexGuard<'_, Option<String>> {
+        self.inner.away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -125,24 +146,58 @@ async fn check(cluster: &Cluster) {
     }
 }
 
-/// The address at which another node runs under this node's id. Until the cluster knows this node's own address, it
-/// stands for no election: a copy of a data directory could vote a second time.
-async fn elsewhere(cluster: &Cluster, metrics: &Metrics) -> Option<String> {
+/// The address at which another process runs under this node's id. Until it is certain that the address the cluster
+/// knows leads to this process, it stands for no election: a copy of a data directory could vote a second time.
+pub(super) async fn elsewhere(cluster: &Cluster, metrics: &Metrics) -> Option<String> {
     let membership = metrics.membership_config.membership();
     let known = &membership.get_node(&cluster.id())?.raft_address;
-    let alone = membership.voter_ids().eq([cluster.id()]);
-    let at_home = *known == cluster.node().raft_address;
-    let away = !at_home && !alone;
-    if cluster.fence().inner.away.swap(away, Ordering::Relaxed) != away {
-        cluster.raft().runtime_config().elect(!away && !cluster.is_retiring());
-    }
-    if at_home {
+    if *known == cluster.node().raft_address {
+        stand_for_election(cluster, None);
         return None;
     }
+    let alone = membership.voter_ids().eq([cluster.id()]);
+    let away = |why: &str| {
+        let mine = &cluster.node().raft_address;
+        let reason = format!(
+            "the cluster knows this node at {known}, its cluster.advertise is {mine}, and {why}: it stands for no \
+             election; set cluster.advertise to {known}, or remove the node from the cluster, stop it, empty its data \
+             directory (keep tls/) and add it again"
+        );
+        (!alone).then_some(reason)
+    };
+    let fence = &cluster.fence().inner;
+    if !fence.at_home.load(Ordering::Relaxed) && cluster.fence().away().is_none() {
+        stand_for_election(cluster, away("it is not known yet whether that leads here"));
+    }
     let link = cluster.peers().link(known, None, Purpose::Forward);
-    match link.call(Request::Identify, Instant::now() + ASK_TIMEOUT).await {
-        Ok(Response::Probe(Probe { id, .. })) if id == cluster.id() => Some(known.clone()),
-        _ => None,
+    let why = match link.call(Request::Process, Instant::now() + ASK_TIMEOUT).await {
+        Ok(Response::Process { id, process }) if id == cluster.id() => {
+            if process != cluster.process() {
+                return Some(known.clone());
+            }
+            fence.at_home.store(true, Ordering::Relaxed);
+            fence.warned.store(false, Ordering::Relaxed);
+            stand_for_election(cluster, None);
+            return None;
+        }
+        Ok(Response::Process { id, .. }) => format!("node {id:016x} is there"),
+        Ok(_) => "the answer from there does not fit".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let reason = away(&why);
+    if let Some(reason) = &reason
+        && !fence.warned.swap(true, Ordering::Relaxed)
+    {
+        tracing::warn!("{reason}");
+    }
+    stand_for_election(cluster, reason);
+    None
+}
+
+fn stand_for_election(cluster: &Cluster, away: Option<String>) {
+    let elect = away.is_none();
+    if cluster.fence().set_away(away) {
+        cluster.raft().runtime_config().elect(elect && !cluster.is_retiring());
     }
 }
 

@@ -135,6 +135,8 @@ pub(crate) enum Request {
     },
     /// Asks a voter whether its disk has room for more, before it is handed the leadership.
     Room,
+    /// Which process is at this address? A node's id alone does not tell it from a copy of its data directory.
+    Process,
 }
 
 /// Which token a write is made with. The text itself never leaves the node it was shown to.
@@ -188,6 +190,13 @@ pub(crate) enum Response {
     LogEnd(LogEnd),
     /// To [`Request::Room`]: true when there is room.
     Room(bool),
+    /// To [`Request::Process`].
+    Process {
+        /// The node's id.
+        id: NodeId,
+        /// Drawn when the process opened its data directory.
+        process: u64,
+    },
 }
 
 /// The newest entry of a log; the greater one holds more.

@@ -105,6 +105,16 @@ impl Nodes {
         self.nodes[index].settings.advertise.clone()
     }
 
+    /// Gives a node that does not run another address of its own; the others go on to know the old one.
+    pub(crate) fn move_address(&mut self, index: usize) {
+        let number = u8::try_from(self.nodes.len() + 1 + index).unwrap();
+        let advertise = self.address(number);
+        let host = node::tls::host_of(&advertise).to_owned();
+        let settings = &mut self.nodes[index].settings;
+        settings.tls = NodeTls::prepare(&self.dir.path().join("tls"), &settings.name, &[&host]).unwrap();
+        settings.advertise = advertise;
+    }
+
     /// Puts a copy of what `from` has on its disk into the place of `to`'s; neither runs.
     pub(crate) fn copy_disk(&self, from: usize, to: usize) {
         assert!(self.nodes[from].cluster.is_none() && self.nodes[to].cluster.is_none());

@@ -272,6 +272,23 @@ async fn a_copy_of_a_data_directory_is_refused_and_stands_for_no_election() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_address_changed_says_why_it_stands_for_no_election() {
+    let mut nodes = Nodes::start(3, Tuning::default()).await;
+    let moved = nodes.follower().await;
+    let old = nodes.raft_address(moved);
+    nodes.kill(moved).await;
+    nodes.move_address(moved);
+    nodes.start_node(moved).await;
+    eventually("it tells the trouble", async || {
+        let troubles = nodes.node(moved).troubles();
+        let parts = [old.as_str(), &nodes.raft_address(moved), "no election", "cluster.advertise"];
+        troubles.iter().any(|trouble| parts.iter().all(|part| trouble.contains(part)))
+    })
+    .await;
+    assert_eq!(nodes.node(moved).fenced(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_of_another_cluster_a_namesake_and_a_missing_one_are_refused() {
     let mut nodes = Nodes::start(1, Tuning::default()).await;
     let others = Nodes::start(1, Tuning::default()).await;

@@ -96,6 +96,16 @@ fn the_bytes_of_version_1_are_frozen() {
         ),
         (encode(&Answer { sequence: 1, response: Response::Room(true) }).unwrap().to_vec(), "01011001"),
         (
+            encode(&envelope(Request::Process)).unwrap().to_vec(),
+            "010701100000000000000000000000000000000102010314",
+        ),
+        (
+            encode(&Answer { sequence: 1, response: Response::Process { id: 7, process: 9 } })
+                .unwrap()
+                .to_vec(),
+            "0101110709",
+        ),
+        (
             encode(&Answer {
                 sequence: 1,
                 response: Response::Proposed(Err(ProposeFailure::NoRoom("x".to_owned()))),
