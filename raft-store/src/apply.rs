@@ -17,7 +17,7 @@ use crate::command::{
     Batch, BatchReply, Command, CommandRefusal, EntryUpdate, NewEntry, OnceCommand, Origin, Reply,
     ResolutionUpdate, Role, Token,
 };
-use crate::kept::{KeptAnswer, KeptName, MAX_KEPT_REPLIES, name_of};
+use crate::kept::{KeptAnswer, KeptName, MAX_KEPT_REPLIES, Now, name_of};
 use crate::state::{AppliedBatch, Event, EventKind, Resolution, State};
 
 impl State {
@@ -26,7 +26,7 @@ impl State {
     pub fn apply(&mut self, revision: Revision, batch: &Batch) -> (AppliedBatch, BatchReply) {
         self.revision = revision;
         let mut kept = Vec::new();
-        self.kept.forget_old(batch.at_ms, &mut kept);
+        self.kept.forget_old(Now { at_ms: batch.at_ms, revision }, &mut kept);
         let mut step = Step {
             state: self,
             at_ms: batch.at_ms,
@@ -182,7 +182,8 @@ impl Step<'_> {
 
     fn once(&mut self, origin: &Origin, once: &OnceCommand) -> Reply {
         let name = name_of(&origin.actor, &once.key);
-        if let Some(known) = self.state.kept.find(&name, self.at_ms) {
+        let now = Now { at_ms: self.at_ms, revision: self.state.revision };
+        if let Some(known) = self.state.kept.find(&name, now) {
             if known.fingerprint != once.fingerprint {
                 return Reply::Refused(CommandRefusal::KeyReused(once.key.clone()));
             }

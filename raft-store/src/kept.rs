@@ -1,8 +1,10 @@
 //! Answers that are kept, so that a write which is sent again is answered again and not carried out again.
 //!
 //! The client names its write with a key; key and answer go through the log like everything else, so every node can
-//! answer, also after the one that was asked first is gone. Kept for [`KEPT_FOR_MS`] by the leaders' clocks, and at most
-//! [`MAX_KEPT_REPLIES`]: then the oldest go.
+//! answer, also after the one that was asked first is gone. Kept for [`KEPT_FOR_MS`] by the leaders' clocks, and for
+//! [`KEPT_FOR_REVISIONS`] in any case: a leader whose clock jumps ahead must not make the answers of the last minutes
+//! vanish, for a client that asks again then would have its write carried out twice. At most [`MAX_KEPT_REPLIES`] are
+//! kept: then the oldest go.
 
 use std::sync::Arc;
 
@@ -10,10 +12,14 @@ use allowlist::Revision;
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
-use crate::command::Reply;
+use crate::command::{Command, Operation, Reply};
+use crate::state::State;
 
 /// How long an answer is kept, milliseconds: a day. Whoever retries later has to look first.
 pub const KEPT_FOR_MS: u64 = 24 * 60 * 60 * 1_000;
+/// How many log entries an answer outlives whatever the clocks say: many minutes of a cluster that is written to as fast
+/// as it can.
+pub const KEPT_FOR_REVISIONS: u64 = 10_000;
 /// Most replies kept, counted over all answers: with one reply each that many answers, some 40 MB.
 pub const MAX_KEPT_REPLIES: usize = 100_000;
 /// Most answers forgotten in one batch because of their age, so that no batch takes long. Nobody sees the others:
@@ -47,6 +53,15 @@ pub(crate) struct Kept {
     replies: usize,
 }
 
+/// By what the age of an answer is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// The leader's clock, Unix milliseconds.
+    pub(crate) at_ms: u64,
+    /// The log entry that is being applied.
+    pub(crate) revision: Revision,
+}
+
 /// The name of `key` of the token `actor`.
 pub(crate) fn name_of(actor: &str, key: &str) -> KeptName {
     format!("{actor}\0{key}").into()
@@ -57,8 +72,20 @@ impl KeptAnswer {
         self.replies.len().max(1)
     }
 
-    fn is_over(&self, now_ms: u64) -> bool {
-        self.at_ms.saturating_add(KEPT_FOR_MS) <= now_ms
+    fn is_over(&self, now: Now) -> bool {
+        self.at_ms.saturating_add(KEPT_FOR_MS) <= now.at_ms
+            && self.revision.saturating_add(KEPT_FOR_REVISIONS) <= now.revision
+    }
+}
+
+impl State {
+    /// True when `operation` has a key whose answer is kept here: applying it changes nothing. (Not looked at is whether
+    /// its time is over meanwhile.)
+    pub fn has_answer(&self, operation: &Operation) -> bool {
+        match &operation.command {
+            Command::Once(once) => self.kept.get(&name_of(&operation.origin.actor, &once.key)).is_some(),
+            _ => false,
+        }
     }
 }
 
@@ -71,9 +98,9 @@ impl Kept {
         kept
     }
 
-    /// The answer with this name, unless its time is over at `now_ms`.
-    pub(crate) fn find(&self, name: &str, now_ms: u64) -> Option<&Arc<KeptAnswer>> {
-        self.get(name).filter(|answer| !answer.is_over(now_ms))
+    /// The answer with this name, unless its time is over.
+    pub(crate) fn find(&self, name: &str, now: Now) -> Option<&Arc<KeptAnswer>> {
+        self.get(name).filter(|answer| !answer.is_over(now))
     }
 
     /// The answer with this name, whatever its age.
@@ -105,10 +132,10 @@ impl Kept {
     }
 
     /// Lets go of answers whose time is over, some at a time.
-    pub(crate) fn forget_old(&mut self, now_ms: u64, changed: &mut Vec<KeptName>) {
+    pub(crate) fn forget_old(&mut self, now: Now, changed: &mut Vec<KeptName>) {
         for _ in 0..MAX_FORGOTTEN_PER_BATCH {
             let Some((_, oldest)) = self.by_age.get_min() else { return };
-            if !oldest.is_over(now_ms) {
+            if !oldest.is_over(now) {
                 return;
             }
             let oldest = Arc::clone(oldest);

@@ -33,6 +33,10 @@ fn once(actor: &str, key: &str, fingerprint: u8, token: &str) -> Operation {
 
 fn run(state: &mut State, at_ms: u64, operation: Operation) -> (usize, Reply) {
     let revision = state.revision() + 1;
+    run_at(state, revision, at_ms, operation)
+}
+
+fn run_at(state: &mut State, revision: u64, at_ms: u64, operation: Operation) -> (usize, Reply) {
     let (applied, mut reply) = state.apply(revision, &Batch { at_ms, operations: vec![operation] });
     (applied.events.len(), reply.replies.remove(0))
 }
@@ -99,10 +103,26 @@ fn a_key_within_a_key_does_nothing() {
 fn an_answer_is_forgotten_after_its_time_and_the_key_is_free_again() {
     let mut state = State::default();
     run(&mut state, 10, once("ops", "k", 1, "a"));
-    assert_eq!(run(&mut state, 10 + KEPT_FOR_MS - 1, once("ops", "k", 1, "a")).0, 0);
-    let (_, again) = run(&mut state, 10 + KEPT_FOR_MS, once("ops", "k", 9, "b"));
+    let later = 1 + KEPT_FOR_REVISIONS;
+    assert_eq!(run_at(&mut state, later, 10 + KEPT_FOR_MS - 1, once("ops", "k", 1, "a")).0, 0);
+    assert!(state.has_answer(&once("ops", "k", 1, "a")));
+    assert!(!state.has_answer(&once("dev", "k", 1, "a")) && !state.has_answer(&once("ops", "j", 1, "a")));
+    let (_, again) = run_at(&mut state, later, 10 + KEPT_FOR_MS, once("ops", "k", 9, "b"));
     assert!(matches!(again, Reply::Once { replayed: false, .. }), "{again:?}");
     assert_eq!((state.tokens().len(), state.kept.len()), (2, 1));
+}
+
+#[test]
+fn a_leaders_clock_that_jumps_ahead_makes_no_answer_vanish() {
+    let mut state = State::default();
+    run(&mut state, 10, once("ops", "k", 1, "a"));
+    let (mut far, ten_years_ms) = (10, 10 * 365 * 24 * HOUR_MS);
+    for step in 0..100 {
+        far += ten_years_ms;
+        run(&mut state, far, once("ops", &format!("other-{step}"), 1, "b"));
+    }
+    let (_, again) = run_at(&mut state, KEPT_FOR_REVISIONS, far, once("ops", "k", 1, "a"));
+    assert!(matches!(again, Reply::Once { replayed: true, at_ms: 10, .. }), "{again:?}");
 }
 
 #[test]
@@ -126,18 +146,20 @@ proptest! {
     /// Against a list that is searched from its end.
     #[test]
     fn keys_are_what_a_naive_list_says(
-        steps in vec((0..3_usize, 0..4_usize, 0..2_u8, 0..9_u64), 1..60)
+        steps in vec((0..3_usize, 0..4_usize, 0..2_u8, 0..9_u64, 1..3_000_u64), 1..60)
     ) {
         let mut state = State::default();
         let mut list: Vec<(String, u8, u64, u64)> = Vec::new();
         let mut now_ms = 0;
-        for (number, (actor, key, fingerprint, hours)) in steps.into_iter().enumerate() {
+        for (number, (actor, key, fingerprint, hours, entries)) in steps.into_iter().enumerate() {
             now_ms += hours * HOUR_MS;
             let (actor, key) = (["a", "b", "c"][actor], ["1", "2", "3", "4"][key]);
             let operation = once(actor, key, fingerprint, &format!("token-{number}"));
-            let (events, reply) = run(&mut state, now_ms, operation);
+            let revision = state.revision() + entries;
+            let (events, reply) = run_at(&mut state, revision, now_ms, operation);
+            let lives = |at: u64, by: u64| at + KEPT_FOR_MS > now_ms || by + KEPT_FOR_REVISIONS > revision;
             let name = format!("{actor}/{key}");
-            let known = list.iter().rev().find(|(of, _, at, _)| *of == name && at + KEPT_FOR_MS > now_ms);
+            let known = list.iter().rev().find(|(of, _, at, by)| *of == name && lives(*at, *by));
             match (known, reply) {
                 (None, Reply::Once { replayed: false, .. }) => {
                     prop_assert_eq!(events, 1);
@@ -151,7 +173,7 @@ proptest! {
                 }
                 (known, reply) => prop_assert!(false, "{:?} {:?}", known, reply),
             }
-            let live = list.iter().filter(|(_, _, at, _)| at + KEPT_FOR_MS > now_ms).count();
+            let live = list.iter().filter(|(_, _, at, by)| lives(*at, *by)).count();
             prop_assert_eq!(state.kept.len(), live);
         }
     }

@@ -9,11 +9,14 @@ use allowlist::Target;
 use uuid::Uuid;
 
 use super::file::Temporary;
-use super::format::{self, FORMAT_VERSION};
+use super::format::{self, Bounds, FORMAT_VERSION};
 use super::{MAX_SNAPSHOT_BYTES, SnapshotFile};
 use crate::command::RestorePart;
 use crate::layout::DATA_VERSION;
 use crate::state::State;
+
+/// What a backup may hold, many times a cluster at its limits. A file of a few megabytes can unpack to more.
+const BOUNDS: Bounds = Bounds { bytes: 4 * 1024 * 1024 * 1024, items: 4_000_000 };
 
 /// What a snapshot file says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +88,14 @@ impl IncomingBackup {
         Ok(Self { file, temporary: Arc::new(Temporary(path.to_owned())), len: 0 })
     }
 
+    /// Whether a file that starts like this can be a backup: what cannot is not worth keeping.
+    ///
+    /// # Errors
+    /// [`BackupError::Other`], [`BackupError::Version`].
+    pub fn check_start(start: &[u8; 8]) -> Result<(), BackupError> {
+        check_magic(format::parse_magic(*start))
+    }
+
     /// Appends the next bytes.
     ///
     /// # Errors
@@ -110,20 +121,13 @@ impl IncomingBackup {
 impl Backup {
     /// The version is looked at before the checksum: a newer program may have changed what is summed.
     fn read(file: &File) -> Result<Self, BackupError> {
-        let (ours, version) = format::read_magic(file).map_err(|_| BackupError::Other)?;
-        if !ours {
-            return Err(BackupError::Other);
-        }
-        if version > FORMAT_VERSION {
-            let (found, known) = (u32::from(version), u32::from(FORMAT_VERSION));
-            return Err(BackupError::Version { found, known });
-        }
+        check_magic(format::read_magic(file).map_err(|_| BackupError::Other)?)?;
         format::verify_sum(file).map_err(damaged)?;
         let header = format::read_any_header(file).map_err(damaged)?;
         if header.data_version > DATA_VERSION {
             return Err(BackupError::Version { found: header.data_version, known: DATA_VERSION });
         }
-        let content = format::read(file).map_err(damaged)?;
+        let content = format::read_within(file, BOUNDS).map_err(damaged)?;
         Ok(Self { state: content.state })
     }
 
@@ -150,6 +154,17 @@ impl Backup {
     pub fn covers(&self, state: &State) -> bool {
         state.entries().iter().all(|(id, entry)| self.state.entries().get(id) == Some(entry))
     }
+}
+
+fn check_magic((ours, version): (bool, u8)) -> Result<(), BackupError> {
+    if !ours {
+        return Err(BackupError::Other);
+    }
+    if version > FORMAT_VERSION {
+        let (found, known) = (u32::from(version), u32::from(FORMAT_VERSION));
+        return Err(BackupError::Version { found, known });
+    }
+    Ok(())
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -212,6 +227,27 @@ mod tests {
         let cluster = Some(Uuid::from_u128(7));
         assert_eq!(summary, Summary { cluster, revision: 0, entries: 2, tokens: 0, sha256 });
         bytes
+    }
+
+    #[test]
+    fn no_more_is_unpacked_than_the_bounds_allow() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot");
+        format::write(&crate::disk::Disk::default(), &path, &content()).unwrap();
+        let file = File::open(&path).unwrap();
+        let read = |bytes, items| format::read_within(&file, Bounds { bytes, items }).map(|_| ());
+        read(10_000, 3).unwrap();
+        for error in [read(10_000, 2).unwrap_err(), read(10, 3).unwrap_err()] {
+            assert!(error.to_string().contains("it holds too much"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_backup_is_known_by_its_first_bytes() {
+        IncomingBackup::check_start(file().first_chunk().unwrap()).unwrap();
+        assert!(matches!(IncomingBackup::check_start(b"entries:"), Err(BackupError::Other)));
+        let newer = IncomingBackup::check_start(b"OGSNAP\0\x09");
+        assert!(matches!(newer, Err(BackupError::Version { found: 9, .. })));
     }
 
     #[test]

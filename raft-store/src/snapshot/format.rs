@@ -124,7 +124,12 @@ pub(crate) fn read_header(file: &File) -> io::Result<Header> {
 pub(crate) fn read_magic(file: &File) -> io::Result<(bool, u8)> {
     let mut magic = [0; 8];
     file.read_exact_at(&mut magic, 0)?;
-    Ok((magic[..7] == MAGIC[..7], magic[7]))
+    Ok(parse_magic(magic))
+}
+
+/// As [`read_magic`].
+pub(crate) fn parse_magic(magic: [u8; 8]) -> (bool, u8) {
+    (magic[..7] == MAGIC[..7], magic[7])
 }
 
 /// The header, also of a newer data version.
@@ -180,15 +185,31 @@ pub(crate) fn verify_sum(file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// How much of a file is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Bytes of its blocks, unpacked.
+    pub(crate) bytes: u64,
+    /// Entries, resolutions, tokens and kept answers together.
+    pub(crate) items: u64,
+}
+
 /// Reads and checks everything.
 pub(crate) fn read(file: &File) -> io::Result<Content> {
+    read_within(file, Bounds { bytes: u64::MAX, items: u64::MAX })
+}
+
+/// As [`read`], for a file that a stranger may have made.
+pub(crate) fn read_within(file: &File, mut bounds: Bounds) -> io::Result<Content> {
     verify(file)?;
     let mut input = from_start(file);
     let header = read_start(&mut input)?;
-    let mut blocks = BlockReader { input: &mut input, block: Vec::new(), position: 0, ended: false };
+    let mut blocks =
+        BlockReader { input: &mut input, block: Vec::new(), position: 0, ended: false, left: bounds.bytes };
     let (mut resolutions, mut tokens, mut entries) = (Vec::new(), Vec::new(), Vec::new());
     let mut kept = Vec::new();
     while let Some(item) = blocks.item()? {
+        bounds.items = bounds.items.checked_sub(1).ok_or_else(|| damaged("it holds too much"))?;
         match item {
             Item::Resolution(domain, resolution) => resolutions.push((domain, resolution)),
             Item::Token(token) => tokens.push(token),
@@ -368,6 +389,8 @@ struct BlockReader<'a, R> {
     block: Vec<u8>,
     position: usize,
     ended: bool,
+    /// Bytes that may still be unpacked.
+    left: u64,
 }
 
 impl<R: Read> BlockReader<'_, R> {
@@ -402,6 +425,7 @@ impl<R: Read> BlockReader<'_, R> {
         if len > BLOCK_BYTES {
             return Err(damaged("a block is too large"));
         }
+        self.left = self.left.checked_sub(len as u64).ok_or_else(|| damaged("it holds too much"))?;
         let packed = read_checked(self.input, packed_len, zstd::zstd_safe::compress_bound(BLOCK_BYTES), sum)?;
         self.block = zstd::bulk::decompress(&packed, len)?;
         if self.block.len() != len || len == 0 {
