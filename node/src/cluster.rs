@@ -288,12 +288,20 @@ impl Cluster {
         condition: Condition,
         deadline: Instant,
     ) -> Result<BatchReply, ProposeFailure> {
-        let result = match self.check_room(&operations) {
+        let result = match self.check_room_unless_answered(&operations) {
             Ok(()) => self.inner.proposer.propose(operations, condition, deadline).await,
             Err(failure) => Err(failure),
         };
         self.inner.meter.proposed(&result);
         result
+    }
+
+    /// What was carried out already is only answered again, which makes nothing larger: whoever asks again because the
+    /// first answer was lost must get it, also on a low disk.
+    fn check_room_unless_answered(&self, operations: &[Operation]) -> Result<(), ProposeFailure> {
+        let state = self.reader().state();
+        let mut growing = operations.iter().filter(|one| one.command.grows());
+        if growing.all(|one| state.has_answer(one)) { Ok(()) } else { self.check_room(operations) }
     }
 
     /// Why this node serves nobody any more; `None` while it belongs to its cluster.

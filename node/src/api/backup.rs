@@ -14,12 +14,13 @@ use raft_store::command::{Command, Reply, RestorePart};
 use raft_store::snapshot::{Backup, BackupError, IncomingBackup, Summary};
 use raft_store::types::Snapshot;
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::AppState;
-use super::bulk::{Batches, off_the_async_threads, text_bytes};
+use super::bulk::{Batches, off_the_async_threads, paced, text_bytes};
 use super::once::OnceKey;
 use super::problem::{Code, Problem, ProblemBody, UNAVAILABLE_RETRY_S};
 use super::revision::{At, Consistency};
@@ -70,6 +71,7 @@ pub(super) struct Restored {
     (status = 403, body = ProblemBody, content_type = "application/problem+json"),
     (status = 503, body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn backup(State(app): State<AppState>, Admin(caller): Admin) -> Result<Response, Problem> {
+    let place = app.stream_place()?;
     let revision = app.read(Consistency::Linearizable).await?.revision();
     let file = fresh_snapshot(&app, revision).await?.snapshot;
     let of = file.clone();
@@ -77,15 +79,15 @@ pub(super) async fn backup(State(app): State<AppState>, Admin(caller): Admin) ->
     let summary =
         summary.map_err(|error| Problem::new(Code::Internal, format!("read the snapshot: {error}")))?;
     tracing::info!(actor = %caller.name, revision = summary.revision, bytes = file.len(), "backup sent");
-    Ok(file_response(file, &summary))
+    Ok(file_response(file, &summary, place))
 }
 
-fn file_response(file: SnapshotFile, summary: &Summary) -> Response {
+fn file_response(file: SnapshotFile, summary: &Summary, place: OwnedSemaphorePermit) -> Response {
     let cluster = summary.cluster.map(|id| id.to_string()).unwrap_or_default();
     let name = format!("attachment; filename=\"outputguard-{cluster}-{}.backup\"", summary.revision);
     let sum = summary.sha256.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let len = file.len();
-    let mut response = At(summary.revision, Body::from_stream(pieces(file))).into_response();
+    let mut response = At(summary.revision, paced::body(pieces(file), place)).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -147,26 +149,35 @@ fn pieces(file: SnapshotFile) -> impl Stream<Item = std::io::Result<Bytes>> {
     (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "It has entries"),
     (status = 422, body = ProblemBody, content_type = "application/problem+json", description = "No usable backup"),
     (status = 503, body = ProblemBody, content_type = "application/problem+json"),
-    (status = 504, body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 504, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 507, body = ProblemBody, content_type = "application/problem+json", description = "The disk is low")))]
 pub(super) async fn restore(
     State(app): State<AppState>,
     Admin(caller): Admin,
     request: Request,
 ) -> Result<Json<Restored>, Problem> {
-    let _place = app.bulk_place()?;
-    let backup = receive(&app, request.into_body()).await?;
+    let file = receive(&app, request.into_body()).await?;
+    // It is on disk until here, and in memory from here on.
+    let place = app.bulk_turn().await?;
+    let (backup, place) = off_the_async_threads(move || (file.finish(), place)).await?;
+    let backup = backup.map_err(|error| refused(&error))?;
     let state = app.read(Consistency::Linearizable).await?;
-    let covered = off_the_async_threads(move || (backup.covers(&state), state, backup)).await?;
-    let (true, _, backup) = covered else {
+    let covered = off_the_async_threads(move || (backup.covers(&state), state, (backup, place))).await?;
+    let (true, _, (backup, place)) = covered else {
         return Err(not_empty(&format!("this cluster has {} entries", covered.1.entries().len())));
     };
-    put_in_place(&app, &caller, backup).await
+    put_in_place(&app, &caller, backup, place).await
 }
 
-async fn put_in_place(app: &AppState, caller: &Caller, backup: Backup) -> Result<Json<Restored>, Problem> {
+async fn put_in_place(
+    app: &AppState,
+    caller: &Caller,
+    backup: Backup,
+    place: OwnedSemaphorePermit,
+) -> Result<Json<Restored>, Problem> {
     let from_cluster = backup.state().cluster().map(|id| id.to_string());
     let from_revision = backup.state().revision();
-    let batches = off_the_async_threads(move || cut(&backup)).await?;
+    let (batches, _place) = off_the_async_threads(move || (cut(&backup), place)).await?;
     let commands = batches.into_iter().map(Command::Restore).collect();
     let once = OnceKey::own(Uuid::new_v4().to_string());
     let written = app.write_parts(caller, &once, commands).await?;
@@ -216,23 +227,37 @@ fn cut(backup: &Backup) -> Vec<Vec<RestorePart>> {
     batches.end()
 }
 
-/// Keeps the body on disk, and reads it when it is complete.
-async fn receive(app: &AppState, body: Body) -> Result<Backup, Problem> {
+/// Keeps the body on disk, as long as replication has all the room there that it needs.
+async fn receive(app: &AppState, body: Body) -> Result<IncomingBackup, Problem> {
+    let room = || {
+        app.cluster().room().map_err(|reason| {
+            let detail = format!(
+                "{reason}, and a backup is kept there while it is read: make room, then send it again"
+            );
+            Problem::new(Code::DiskFull, detail).retry_after(UNAVAILABLE_RETRY_S)
+        })
+    };
+    room()?;
     let snapshots = app.cluster().snapshots().clone();
     let file = off_the_async_threads(move || snapshots.receive_backup()).await?;
     let mut file = file.map_err(|error| refused(&BackupError::Io(error)))?;
     let mut pieces = body.into_data_stream();
     let mut gathered: Vec<u8> = Vec::new();
+    let mut is_ours = false;
     while let Some(piece) = pieces.next().await {
         let piece =
             piece.map_err(|error| Problem::new(Code::BadRequest, format!("the body broke off: {error}")))?;
         gathered.extend_from_slice(&piece);
+        if !is_ours && let Some(start) = gathered.first_chunk() {
+            IncomingBackup::check_start(start).map_err(|error| refused(&error))?;
+            is_ours = true;
+        }
         if gathered.len() >= WRITE_BYTES {
+            room()?;
             file = write(file, std::mem::take(&mut gathered)).await?;
         }
     }
-    let file = write(file, gathered).await?;
-    off_the_async_threads(move || file.finish()).await?.map_err(|error| refused(&error))
+    write(file, gathered).await
 }
 
 async fn write(mut file: IncomingBackup, bytes: Vec<u8>) -> Result<IncomingBackup, Problem> {

@@ -100,7 +100,9 @@ struct Shared {
     metrics: Metrics,
     token_catch_ups: Semaphore,
     /// Places for [`bulk`] requests.
-    bulk: Semaphore,
+    bulk: Arc<Semaphore>,
+    /// Places for bodies that are made while they are sent.
+    streams: Arc<Semaphore>,
 }
 
 impl AppState {
@@ -116,8 +118,9 @@ impl AppState {
         cluster.meter().register(&settings.registry)?;
         let metrics = Metrics::new(settings.registry)?;
         let token_catch_ups = Semaphore::new(TOKEN_CATCH_UPS_AT_A_TIME);
-        let bulk = Semaphore::new(bulk::BULK_AT_A_TIME);
-        Ok(Self { shared: Arc::new(Shared { cluster, sessions, metrics, token_catch_ups, bulk }) })
+        let bulk = Arc::new(Semaphore::new(bulk::BULK_AT_A_TIME));
+        let streams = Arc::new(Semaphore::new(bulk::paced::STREAMS_AT_A_TIME));
+        Ok(Self { shared: Arc::new(Shared { cluster, sessions, metrics, token_catch_ups, bulk, streams }) })
     }
 
     /// Replication.

@@ -283,7 +283,7 @@ impl From<WriteError> for Problem {
         match &error {
             WriteError::NoQuorum(_) => Self::new(
                 Code::NoQuorum,
-                format!("{error}; nothing was written, the request may be sent again"),
+                format!("{error}; nothing was written by this request, it may be sent again"),
             )
             .retry_after(NO_QUORUM_RETRY_S),
             WriteError::Unknown(_) => Self::new(
@@ -292,7 +292,7 @@ impl From<WriteError> for Problem {
             ),
             WriteError::NoRoom(_) => Self::new(
                 Code::DiskFull,
-                format!("{error}; nothing was written. Removals are taken: make room on the disk, then send it again"),
+                format!("{error}; nothing was written by this request. Removals are taken: make room on the disk, then send it again"),
             )
             .retry_after(UNAVAILABLE_RETRY_S),
             WriteError::Unavailable(_) => Self::new(Code::Unavailable, format!("{error}; ask another node"))

@@ -1,10 +1,11 @@
 //! The whole list as a stream, from one revision.
 
+use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use allowlist::EntryId;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::format::Format;
+use super::paced;
 use crate::api::AppState;
 use crate::api::input::Params;
 use crate::api::problem::{Problem, ProblemBody};
@@ -64,10 +66,11 @@ pub(in crate::api) async fn export(
         FormatName::Ndjson => Format::Ndjson,
         FormatName::Csv => Format::Csv,
     };
+    let place = app.stream_place()?;
     let state = app.read(params.consistency).await?;
     let revision = state.revision();
     let file = format!("attachment; filename=\"outputguard-{revision}.{}\"", format.file_suffix());
-    let mut response = At(revision, Body::from_stream(pieces(state, format))).into_response();
+    let mut response = At(revision, paced::body(pieces(state, format), place)).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
     headers.extend(HeaderValue::from_str(&file).ok().map(|file| (CONTENT_DISPOSITION, file)));
@@ -75,10 +78,7 @@ pub(in crate::api) async fn export(
 }
 
 /// The state does not change under the stream, however slowly the client reads.
-fn pieces(
-    state: Arc<state::State>,
-    format: Format,
-) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> {
+fn pieces(state: Arc<state::State>, format: Format) -> impl Stream<Item = io::Result<Bytes>> {
     let start = Some((state, Bound::<EntryId>::Unbounded));
     futures_util::stream::unfold(start, move |left| async move {
         let (state, after) = left?;

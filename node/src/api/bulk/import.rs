@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::format::Format;
-use super::{MAX_IMPORT_BYTES, cut, off_the_async_threads, whole_body};
+use super::{BODY_DEADLINE, MAX_IMPORT_BYTES, cut, off_the_async_threads, whole_body};
 use crate::api::AppState;
 use crate::api::input::Params;
 use crate::api::once::{IdempotencyKey, OnceKey, REPLAYED_HEADER, sum_of};
@@ -69,15 +69,20 @@ pub(in crate::api) async fn import(
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let format = format_of(&parts.headers)?;
-    let _place = app.bulk_place()?;
-    let body = whole_body(body, MAX_IMPORT_BYTES).await?;
-    let (list, sum) = off_the_async_threads(move || (format.read(&body), sum_of(&body))).await?;
+    let place = app.bulk_place()?;
+    let body = whole_body(body, MAX_IMPORT_BYTES, BODY_DEADLINE).await?;
+    let read = move || (format.read(&body), sum_of(&body), place);
+    let (list, sum, place) = off_the_async_threads(read).await?;
     let entries = list.map_err(wrong_lines)?;
     let once = OnceKey::find(&parts, &sum)?.unwrap_or_else(|| OnceKey::own(Uuid::new_v4().to_string()));
     if params.dry_run {
         let state = app.read(Consistency::Linearizable).await?;
         let revision = state.revision();
-        let (created, existing) = off_the_async_threads(move || count(&entries, &state)).await?;
+        let counting = move || {
+            let _place = place;
+            count(&entries, &state)
+        };
+        let (created, existing) = off_the_async_threads(counting).await?;
         let answer = Imported { created, existing, revision, dry_run: true };
         return Ok(At(revision, Json(answer)).into_response());
     }

@@ -6,13 +6,15 @@
 pub(super) mod export;
 mod format;
 pub(super) mod import;
+pub(super) mod paced;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use raft_store::command::{Command, MAX_OPERATIONS_PER_BATCH, NewEntry, Operation, Reply};
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::AppState;
 use super::once::OnceKey;
@@ -27,6 +29,8 @@ pub(super) const MAX_IMPORT_BYTES: usize = 96 * 1024 * 1024;
 pub(super) const BULK_AT_A_TIME: usize = 2;
 /// A request that moves a whole list or state is answered within this time whatever happens.
 pub(super) const BULK_DEADLINE: Duration = Duration::from_secs(300);
+/// The body of an import must be here within this time: it holds one of few places.
+const BODY_DEADLINE: Duration = Duration::from_secs(60);
 /// How long one batch may take: it waits behind the others.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Batches on their way at a time. Other writers wait behind no more than these.
@@ -101,13 +105,20 @@ pub(super) struct WrittenParts {
 }
 
 impl AppState {
-    /// A place for a request that holds a whole list in memory.
-    pub(super) fn bulk_place(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        self.shared.bulk.try_acquire().map_err(|_| {
+    /// A place for a request that holds a whole list in memory. Whatever works on the list holds the place, also when the
+    /// request is gone meanwhile.
+    fn bulk_place(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.shared.bulk).try_acquire_owned().map_err(|_| {
             let detail =
                 format!("{BULK_AT_A_TIME} imports or restores are under way on this node; try again later");
             Problem::new(Code::Unavailable, detail).retry_after(UNAVAILABLE_RETRY_S)
         })
+    }
+
+    /// As [`Self::bulk_place`], and waits for it.
+    pub(super) async fn bulk_turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let place = Arc::clone(&self.shared.bulk).acquire_owned().await;
+        place.map_err(|error| Problem::new(Code::Internal, format!("wait for other lists: {error}")))
     }
 
     /// Writes `commands`, several at a time, each once under a part of `once`: what is sent again is answered as before.
@@ -149,8 +160,19 @@ impl AppState {
     }
 }
 
-/// The whole body, at most `max` bytes.
-async fn whole_body(body: Body, max: usize) -> Result<Vec<u8>, Problem> {
+/// The whole body, at most `max` bytes and within `limit`.
+async fn whole_body(body: Body, max: usize, limit: Duration) -> Result<Vec<u8>, Problem> {
+    let whole = tokio::time::timeout(limit, read_body(body, max)).await;
+    whole.unwrap_or_else(|_| {
+        let detail = format!(
+            "nothing was written; the body was not here within {} s: send the list in several parts",
+            limit.as_secs_f32()
+        );
+        Err(Problem::new(Code::DeadlineExceeded, detail))
+    })
+}
+
+async fn read_body(body: Body, max: usize) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     let mut pieces = body.into_data_stream();
     while let Some(piece) = pieces.next().await {
@@ -178,6 +200,13 @@ pub(super) async fn off_the_async_threads<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let body = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+        let problem = whole_body(body, 1, Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(problem.code(), Code::DeadlineExceeded);
+    }
 
     #[test]
     fn batches_are_bounded_by_count_and_by_text_and_keep_the_order() {

@@ -110,4 +110,9 @@ fn no_more_than_the_first_hundred_errors_and_no_more_entries_than_allowed() {
     assert_eq!((errors.len(), errors[99].line), (100, 100));
     let errors = Format::Ndjson.read("{\"target\":\"9.9.9.9\"}\n".repeat(200_001).as_bytes()).unwrap_err();
     assert_eq!((errors.len(), errors[0].line, errors[0].code), (1, 200_001, "body_too_large"));
+    let yaml = format!("entries:\n{}", "- {target: 9.9.9.9}\n".repeat(200_001));
+    let errors = Format::Yaml.read(yaml.as_bytes()).unwrap_err();
+    assert_eq!((errors.len(), errors[0].line, errors[0].code), (1, 200_002, "body_too_large"));
+    let yaml = format!("entries:\n{}", "- {target: 10.0.0.1}\n".repeat(500));
+    assert_eq!(Format::Yaml.read(yaml.as_bytes()).unwrap_err().len(), 100);
 }

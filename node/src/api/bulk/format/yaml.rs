@@ -1,10 +1,11 @@
 //! YAML: `entries:` and a list.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use raft_store::command::NewEntry;
 use raft_store::state::State;
-use serde::Deserialize;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_saphyr::{Budget, Options, Spanned};
 
 use super::{Line, Reading};
@@ -18,7 +19,38 @@ const MAX_NODES_PER_ENTRY: usize = 128;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct List {
-    entries: Vec<Spanned<AddEntry>>,
+    entries: Checked,
+}
+
+/// Checks each entry as it comes, so that no more than the allowed ones are ever in memory.
+struct Checked(Reading);
+
+impl<'de> Deserialize<'de> for Checked {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_seq(Checking)
+    }
+}
+
+struct Checking;
+
+impl<'de> Visitor<'de> for Checking {
+    type Value = Checked;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of entries")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Checked, A::Error> {
+        let mut reading = Reading::default();
+        while let Some(entry) = list.next_element::<Spanned<AddEntry>>()? {
+            if !reading.push(entry.referenced.line(), entry.value) {
+                // The rest is only looked through.
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                break;
+            }
+        }
+        Ok(Checked(reading))
+    }
 }
 
 pub(super) fn read(text: &str) -> Result<Vec<NewEntry>, Vec<LineError>> {
@@ -30,23 +62,16 @@ pub(super) fn read(text: &str) -> Result<Vec<NewEntry>, Vec<LineError>> {
     budget.max_aliases = 0;
     let mut options = Options::default();
     options.budget = Some(budget);
-    let mut reading = Reading::default();
     match serde_saphyr::from_str_with_options::<List>(text, options) {
-        Ok(list) => {
-            for entry in list.entries {
-                let line = entry.referenced.line();
-                if !reading.push(line, entry.value) {
-                    break;
-                }
-            }
-        }
+        Ok(List { entries: Checked(reading) }) => reading.end(),
         Err(error) => {
             let error = error.without_snippet();
             let line = error.location().map_or(1, |location| location.line());
+            let mut reading = Reading::default();
             reading.wrong(line, &Problem::new(Code::InvalidBody, error.to_string()));
+            reading.end()
         }
     }
-    reading.end()
 }
 
 pub(super) fn begin(state: &State) -> String {
