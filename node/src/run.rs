@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, AppState, Transport};
-use crate::cluster::{Cluster, ClusterSettings, Tuning};
+use crate::cluster::{Cluster, ClusterSettings};
 use crate::config::Config;
 use crate::feed::{self, Limits, Sessions};
 use crate::resolver::{self, Resolver};
@@ -102,7 +102,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         join: config.join,
         admin_token_file: config.admin_token_file,
         tls,
-        tuning: Tuning::default(),
+        tuning: config.tuning,
     };
     let cluster = Cluster::start(settings, listeners.raft).await?;
 

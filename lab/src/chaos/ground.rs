@@ -74,6 +74,10 @@ impl Ground {
             let clock = Clock::new(directory.join(format!("{name}.clock")))?;
             let mut environment = clock.environment();
             environment.push(("LD_PRELOAD".to_owned(), libraries.join(":")));
+            // So often that faults meet snapshots being written, sent and installed.
+            for (key, entries) in [("SNAPSHOT_AFTER_ENTRIES", 300), ("ENTRIES_KEPT", 50)] {
+                environment.push((format!("OUTPUTGUARD_CLUSTER_{key}"), entries.to_string()));
+            }
             ground.clocks.push(clock);
             let server = Server::start_in(&ground.run, &ground.network, index, &binaries, &environment)?;
             ground.servers.push(server);

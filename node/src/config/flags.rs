@@ -39,6 +39,12 @@ pub struct Flags {
     /// What a node with an empty disk does: auto (found the cluster or join its peers), or wait (until it is added).
     #[arg(long, env = "OUTPUTGUARD_CLUSTER_JOIN")]
     pub join: Option<String>,
+    /// Write a snapshot, after which the log is cut, after so many log entries (default: 200000).
+    #[arg(long, env = "OUTPUTGUARD_CLUSTER_SNAPSHOT_AFTER_ENTRIES")]
+    pub snapshot_after_entries: Option<u64>,
+    /// Log entries kept behind a snapshot for nodes that were away for a moment (default: 20000).
+    #[arg(long, env = "OUTPUTGUARD_CLUSTER_ENTRIES_KEPT")]
+    pub entries_kept: Option<u64>,
     /// Directory with ca.pem and the node's certificate.
     #[arg(long, env = "OUTPUTGUARD_TLS_DIR")]
     pub tls_dir: Option<PathBuf>,

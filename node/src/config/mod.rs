@@ -3,6 +3,7 @@
 //! A key nobody reads is an error that names it; a value that cannot work is an error that says what would.
 
 mod flags;
+mod snapshots;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use crate::cluster::Join;
+pub use crate::cluster::{Join, Tuning};
 pub use flags::{Flags, normalise};
 
 /// Where data lives unless configured.
@@ -45,6 +46,8 @@ pub struct Config {
     pub peers: Vec<String>,
     /// What the node does while its disk is empty.
     pub join: Join,
+    /// How the cluster paces itself.
+    pub tuning: Tuning,
     /// CA and node certificates.
     pub tls_dir: PathBuf,
     /// Where the first admin token is written, or was put beforehand.
@@ -129,6 +132,8 @@ struct ClusterSection {
     advertise: Option<String>,
     peers: Option<Vec<String>>,
     join: Option<String>,
+    snapshot_after_entries: Option<u64>,
+    entries_kept: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -217,6 +222,10 @@ fn build(file: File, flags: Flags) -> Result<Config, ConfigError> {
         });
     }
     let join = join(flags.join.or(file.cluster.join).as_deref())?;
+    let tuning = snapshots::tuning(
+        flags.snapshot_after_entries.or(file.cluster.snapshot_after_entries),
+        flags.entries_kept.or(file.cluster.entries_kept),
+    )?;
     let tls_dir = flags.tls_dir.or(file.tls.dir).unwrap_or_else(|| data_dir.join("tls"));
     let admin_token_file =
         flags.admin_token_file.or(file.auth.admin_token_file).unwrap_or_else(|| data_dir.join("admin.token"));
@@ -235,6 +244,7 @@ fn build(file: File, flags: Flags) -> Result<Config, ConfigError> {
         advertise,
         peers,
         join,
+        tuning,
         tls_dir,
         admin_token_file,
         resolver,

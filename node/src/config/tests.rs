@@ -7,7 +7,7 @@ use super::*;
 const WHOLE: &str = r#"
 node: { name: server-1, data_dir: /data }
 listen: { api: "127.0.0.1:1", feed: "127.0.0.1:2", raft: "127.0.0.1:3" }
-cluster: { advertise: "10.1.0.1:8081", peers: ["10.1.0.2:8081", "10.1.0.1:8081"] }
+cluster: { advertise: "10.1.0.1:8081", peers: ["10.1.0.2:8081", "10.1.0.1:8081"], snapshot_after_entries: 500, entries_kept: 0 }
 tls: { dir: /tls }
 auth: { admin_token_file: /token }
 resolver: { upstreams: ["10.1.0.53:53", "fd00::53"], min_interval_s: 1, max_interval_s: 2, linger_s: 3 }
@@ -27,6 +27,7 @@ fn a_whole_file_fills_every_value() {
     let config = load(WHOLE, &[]).unwrap();
     assert_eq!(config.name, "server-1");
     assert_eq!(config.peers, ["10.1.0.1:8081", "10.1.0.2:8081"], "sorted");
+    assert_eq!((config.tuning.snapshot_after_entries, config.tuning.entries_kept), (500, 0));
     assert_eq!(config.tls_dir, Path::new("/tls"));
     assert_eq!(config.resolver.upstreams[1], "[fd00::53]:53".parse().unwrap());
     assert_eq!(config.resolver.linger, Duration::from_secs(3));
@@ -61,6 +62,7 @@ fn a_wrong_value_names_its_key_and_what_would_be_right() {
         ("cluster: { peers: ['a:8081'] }", "cluster.advertise", "host:port"),
         ("cluster: { advertise: 'b:1', peers: ['a:8081'] }", "cluster.advertise", "this one included"),
         ("cluster: { advertise: 'b', peers: ['b'] }", "cluster.peers", "host:port"),
+        ("cluster: { snapshot_after_entries: 9 }", "cluster.snapshot_after_entries", "100 or more"),
         ("resolver: { upstreams: [dns.example] }", "resolver.upstreams", "IP:port"),
         ("resolver: { min_interval_s: 0 }", "resolver.min_interval_s", "1 or more"),
         ("node: { name: 'a b' }", "node.name", "letters"),
