@@ -9,6 +9,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// A request makes dozens of short-lived allocations, some freed by another thread than the one that made them: what glibc's
+/// allocator is slowest at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What is logged unless `OUTPUTGUARD_LOG` says otherwise. openraft warns twenty times a second while a peer is away,
 /// which this program says once.
 const DEFAULT_LOG: &str = "info,openraft=error";
