@@ -134,11 +134,8 @@ impl Reloader {
             return;
         }
         match &self.failed {
-            Some((failed, at)) if *failed == now => {
-                if !at_once && time < *at + RETRY_INTERVAL {
-                    return;
-                }
-            }
+            Some((failed, at)) if *failed == now && !at_once && time < *at + RETRY_INTERVAL => return,
+            Some((failed, _)) if *failed == now => {}
             _ if !at_once && self.settling.as_ref() != Some(&now) => {
                 self.settling = Some(now);
                 return;
