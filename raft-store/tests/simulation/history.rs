@@ -38,6 +38,7 @@ pub(crate) struct Operation {
     pub(crate) outcome: Outcome,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a few thousand of them in a test")]
 pub(crate) enum Outcome {
     /// May or may not have taken effect.
     Unknown,
