@@ -137,7 +137,7 @@ fn build(dir: &Path, recovery: &Recovery, lock: &Arc<DataDir>) -> Result<(), Ope
     remove_if_there(&side).map_err(OpenError::at(&side))?;
     Disk::default().create_dir(&side).map_err(OpenError::at(&side))?;
     // No checkpoint: it is made from the snapshot when the directory is opened.
-    let snapshot = Snapshots::open(&Disk::default(), &side)?.build(&content);
+    let snapshot = Snapshots::open(&Disk::default(), &side, &Space::without_limits(&side)?)?.build(&content);
     snapshot.map_err(|error| failed(format!("write the state: {error}")))?;
     let mut log = LogStore::open(
         &Disk::default(),
@@ -174,7 +174,9 @@ fn read_old(
         FatalHook::new(|_| {}),
     )?;
     let ends = log.ends();
-    let (database, mut content) = recover::recover(dir, ends, &Snapshots::open(&Disk::default(), dir)?)?;
+    let space = Space::without_limits(dir)?;
+    let snapshots = Snapshots::open(&Disk::default(), dir, &space)?;
+    let (database, mut content) = recover::recover(dir, ends, &snapshots, &space)?;
     database.close();
     if content.state.cluster().is_some_and(|cluster| cluster != recovery.lost) {
         return Err(failed(format!("the data is not of cluster {}", recovery.lost)));

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 
@@ -69,15 +70,20 @@ struct Shared {
     disk: Disk,
     dir: PathBuf,
     limits: SpaceLimits,
+    /// Held while the file system is asked or changed, which may take long.
+    work: Mutex<()>,
+    /// Held for moments.
     seen: Mutex<Seen>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Seen {
     state: SpaceState,
     at: Instant,
     /// Bytes of the reserve that is in place.
     reserve: u64,
+    /// False when this file system cannot reserve room.
+    can_reserve: bool,
 }
 
 impl Default for SpaceLimits {
@@ -98,16 +104,20 @@ impl Space {
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             Err(error) => return Err(error),
         };
-        let seen = Seen { state: SpaceState::Ok, at: Instant::now(), reserve };
-        let shared = Shared { disk: disk.clone(), dir: dir.to_owned(), limits, seen: Mutex::new(seen) };
+        let seen = Seen { state: SpaceState::Ok, at: Instant::now(), reserve, can_reserve: true };
+        let shared = Shared {
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            limits,
+            work: Mutex::default(),
+            seen: Mutex::new(seen),
+        };
         let space = Self { shared: Arc::new(shared) };
         let (free, total) = space.shared.measure()?;
         if free < space.shared.needed(total).min(OPENING_BYTES) {
             space.release();
         }
-        let mut seen = space.shared.seen();
-        space.shared.look(&mut seen);
-        drop(seen);
+        space.check();
         Ok(space)
     }
 
@@ -117,26 +127,46 @@ impl Space {
         Self::open(&Disk::default(), dir, limits).map_err(OpenError::at(dir))
     }
 
-    /// How the disk stands. Cheap: call it for each write.
+    /// How the disk stands. Cheap, and never waits for the disk: call it for each write.
     pub fn state(&self) -> SpaceState {
-        let mut seen = self.shared.seen();
-        if seen.at.elapsed() >= SPACE_CHECK_INTERVAL {
-            self.shared.look(&mut seen);
+        let seen = *self.shared.seen();
+        if seen.at.elapsed() < SPACE_CHECK_INTERVAL {
+            return seen.state;
         }
-        seen.state
+        match self.shared.work.try_lock() {
+            Ok(_working) => self.shared.look(),
+            // Whoever works there tells how the disk stands in a moment.
+            Err(_) => seen.state,
+        }
     }
 
     /// [`Self::state`] as of now.
     pub fn check(&self) -> SpaceState {
-        let mut seen = self.shared.seen();
-        self.shared.look(&mut seen);
-        seen.state
+        let _working = self.shared.work();
+        self.shared.look()
+    }
+
+    /// An error that says so when fewer than `bytes` are free beyond the reserve, which is the log's alone: `what` is
+    /// then not to be written. `Ok` when the file system does not say how it stands.
+    ///
+    /// # Errors
+    /// `StorageFull`.
+    pub(crate) fn room_for(&self, what: &str, bytes: u64) -> io::Result<()> {
+        let Ok((free, total)) = self.shared.measure() else { return Ok(()) };
+        let free = free.saturating_sub(self.shared.absent(total));
+        if free >= bytes {
+            return Ok(());
+        }
+        let reason =
+            format!("{what} needs {bytes} bytes on the disk, {free} are free for it; free some space");
+        Err(io::Error::new(io::ErrorKind::StorageFull, reason))
     }
 
     /// Gives up the reserve because a write met a full disk. True when there was one: the write should be tried again.
     pub(crate) fn release(&self) -> bool {
-        let mut seen = self.shared.seen();
-        if seen.reserve == 0 {
+        let _working = self.shared.work();
+        let bytes = std::mem::take(&mut self.shared.seen().reserve);
+        if bytes == 0 {
             return false;
         }
         let path = self.shared.dir.join(FILE_NAME);
@@ -145,12 +175,12 @@ impl Space {
             self.shared.disk.remove(&path).and_then(|()| self.shared.disk.sync_dir(&self.shared.dir));
         match removed {
             Ok(()) => {
-                tracing::error!(bytes = seen.reserve, "the disk is full, the reserve is given up");
-                seen.reserve = 0;
-                self.shared.look(&mut seen);
+                tracing::error!(bytes, "the disk is full, the reserve is given up");
+                self.shared.look();
                 true
             }
             Err(error) => {
+                self.shared.seen().reserve = bytes;
                 tracing::error!(%error, path = %path.display(), "give up the reserve");
                 false
             }
@@ -159,6 +189,10 @@ impl Space {
 }
 
 impl Shared {
+    fn work(&self) -> MutexGuard<'_, ()> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,45 +208,70 @@ impl Shared {
         (total / 100 * self.limits.low_percent).min(self.limits.low_bytes)
     }
 
-    fn look(&self, seen: &mut Seen) {
-        seen.at = Instant::now();
+    /// Bytes of the reserve that are not in place.
+    fn absent(&self, total: u64) -> u64 {
+        let seen = *self.seen();
+        match seen.can_reserve {
+            true => self.wanted(total).saturating_sub(seen.reserve),
+            false => 0,
+        }
+    }
+
+    fn wanted(&self, total: u64) -> u64 {
+        (total / 100 * self.limits.reserve_percent).min(self.limits.reserve_bytes)
+    }
+
+    /// Asks the file system; whoever calls has [`Self::work`].
+    fn look(&self) -> SpaceState {
+        let before = {
+            let mut seen = self.seen();
+            seen.at = Instant::now();
+            seen.state
+        };
         let (free, total) = match self.measure() {
             Ok(measured) => measured,
             // The last answer is the best there is.
             Err(error) => {
-                return tracing::warn!(%error, dir = %self.dir.display(), "measure the free space");
+                tracing::warn!(%error, dir = %self.dir.display(), "measure the free space");
+                return before;
             }
         };
-        let reserve = (total / 100 * self.limits.reserve_percent).min(self.limits.reserve_bytes);
-        let absent = reserve.saturating_sub(seen.reserve);
+        let absent = self.absent(total);
         let needed = self.needed(total) + absent;
         let state = match free < needed {
             true => SpaceState::Low { free, needed },
             false => SpaceState::Ok,
         };
         if state == SpaceState::Ok && absent > 0 {
-            match self.allocate(reserve) {
-                Ok(()) => seen.reserve = reserve,
-                Err(error) => tracing::warn!(%error, bytes = reserve, "put a reserve on the disk"),
-            }
+            self.reserve(self.wanted(total));
         }
-        match (seen.state, state) {
+        match (before, state) {
             (SpaceState::Ok, SpaceState::Low { free, needed }) => {
                 tracing::error!(free, needed, "the disk is nearly full: growth is refused");
             }
             (SpaceState::Low { .. }, SpaceState::Ok) => tracing::info!(free, "the disk has room again"),
             _ => {}
         }
-        seen.state = state;
+        self.seen().state = state;
+        state
     }
 
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
+    fn reserve(&self, bytes: u64) {
+        match self.allocate(bytes) {
+            Ok(()) => self.seen().reserve = bytes,
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                self.seen().can_reserve = false;
+                tracing::warn!(dir = %self.dir.display(), "this file system cannot reserve space: there is no reserve");
+            }
+            Err(error) => tracing::warn!(%error, bytes, "put a reserve on the disk"),
+        }
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<(), Errno> {
         let path = self.dir.join(FILE_NAME);
-        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-        let len = i64::try_from(bytes).map_err(io::Error::other)?;
-        fallocate(&file, FallocateFlags::empty(), 0, len).map_err(|error| {
-            drop(std::fs::remove_file(&path));
-            io::Error::from(error)
-        })
+        let errno = |error: io::Error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(errno)?;
+        let len = i64::try_from(bytes).map_err(|_| Errno::EFBIG)?;
+        fallocate(&file, FallocateFlags::empty(), 0, len).inspect_err(|_| drop(std::fs::remove_file(&path)))
     }
 }

@@ -94,8 +94,8 @@ fn open_blocking(disk: &Disk, dir: &Path, options: StoreOptions) -> Result<Store
     let known_id = identity::read(dir)?;
     let log = LogStore::open(disk, dir, known_id, Arc::clone(&lock), &space, on_fatal.clone())?;
     let ends = log.ends();
-    let snapshots = Snapshots::open(disk, dir)?;
-    let (database, content) = recover::recover(dir, ends, &snapshots)?;
+    let snapshots = Snapshots::open(disk, dir, &space)?;
+    let (database, content) = recover::recover(dir, ends, &snapshots, &space)?;
     let pristine = !ends.has_vote && ends.last.is_none() && content.applied.is_none();
     let id = match known_id {
         Some(id) => id,
@@ -114,6 +114,7 @@ fn open_blocking(disk: &Disk, dir: &Path, options: StoreOptions) -> Result<Store
         database,
         log.flushed(),
         GrowthLimit::default(),
+        space.clone(),
         on_fatal.clone(),
     )
     .map_err(OpenError::at(dir))?;

@@ -11,9 +11,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::database::{self, Database, Dirty, LoadError};
+use super::recover;
 use crate::fatal::FatalHook;
 use crate::log::Flushed;
 use crate::snapshot::Content;
+use crate::space::{Space, SpaceState};
 
 /// A step is taken at the latest when so many keys have changed …
 const STEP_KEYS: usize = 10_000;
@@ -21,6 +23,16 @@ const STEP_KEYS: usize = 10_000;
 const STEP_INTERVAL: Duration = Duration::from_millis(200);
 /// A step that met a full disk is tried again after this time.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
+/// … which doubles each time, up to this.
+const MAX_ROOM_INTERVAL: Duration = Duration::from_secs(30);
+/// A checkpoint that was closed because the disk was full is read again only when so much is free.
+const REOPEN_BYTES: u64 = 8 * 1024 * 1024;
+/// A checkpoint that has grown is written anew only when so many times the bytes of what is in it are free …
+const REWRITE_TIMES: u64 = 2;
+/// … and so many more.
+const REWRITE_MARGIN_BYTES: u64 = 64 * 1024 * 1024;
+/// Where there is no room for that, or it fails, it is tried again after this time.
+const REWRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// Failures in a row, for another reason than a full disk, after which the disk counts as failed.
 const PATIENCE_STEPS: u32 = 30;
 
@@ -40,6 +52,7 @@ struct Shared {
     /// Held while a step or a whole generation is written.
     database: Mutex<Generation>,
     limit: GrowthLimit,
+    space: Space,
     fatal: FatalHook,
 }
 
@@ -49,12 +62,25 @@ enum Generation {
     Open(Database),
     /// Closed because the disk was full.
     Closed(PathBuf),
+    /// Closed, and of the time before a snapshot that was put in its place and is not written yet.
+    Superseded(PathBuf),
 }
 
 impl Generation {
     fn close(&mut self) {
+        if let Self::Open(_) = self {
+            let dir = self.dir().to_owned();
+            self.put(Self::Closed(dir));
+        }
+    }
+
+    fn supersede(&mut self) {
         let dir = self.dir().to_owned();
-        if let Self::Open(database) = std::mem::replace(self, Self::Closed(dir)) {
+        self.put(Self::Superseded(dir));
+    }
+
+    fn put(&mut self, next: Self) {
+        if let Self::Open(database) = std::mem::replace(self, next) {
             database.close();
         }
     }
@@ -62,7 +88,7 @@ impl Generation {
     fn dir(&self) -> &Path {
         match self {
             Self::Open(database) => database.dir(),
-            Self::Closed(dir) => dir,
+            Self::Closed(dir) | Self::Superseded(dir) => dir,
         }
     }
 }
@@ -99,6 +125,7 @@ impl Checkpointer {
         database: Database,
         flushed: Arc<Flushed>,
         limit: GrowthLimit,
+        space: Space,
         fatal: FatalHook,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
@@ -107,6 +134,7 @@ impl Checkpointer {
             changed: Condvar::new(),
             database: Mutex::new(Generation::Open(database)),
             limit,
+            space,
             fatal,
         });
         let (of_thread, until) = (Arc::clone(&shared), Arc::clone(&flushed));
@@ -165,8 +193,19 @@ impl Replacement {
             pending.epoch += 1;
         }
         let mut generation = shared.generation();
-        let new = Database::create(&shared.root, content)?;
-        switch(&mut generation, new);
+        match recover::create(&shared.root, content, &shared.space) {
+            Ok(new) => switch(&mut generation, new),
+            // The snapshot's file holds it too, and what is opened before this is written begins with that.
+            Err(reason) if database::is_no_space(&reason) => {
+                tracing::warn!(reason, "the checkpoint of a snapshot is written when there is room");
+                generation.supersede();
+                let mut pending = shared.pending();
+                pending.next = Some((content.clone(), Dirty::default()));
+                pending.since = Some(Instant::now());
+                shared.changed.notify_one();
+            }
+            Err(reason) => return Err(reason),
+        }
         Ok(())
     }
 }
@@ -201,7 +240,8 @@ impl Shared {
     }
 
     fn run(&self, flushed: &Flushed) {
-        let mut failures = 0;
+        let (mut failures, mut full) = (0, 0);
+        let mut rewrite_at = Instant::now();
         while let Some((content, dirty, epoch)) = self.next_step() {
             if let Some(applied) = content.applied
                 && !flushed.wait_for(applied.index)
@@ -212,16 +252,22 @@ impl Shared {
             if self.pending().epoch != epoch {
                 continue;
             }
-            match self.step(&mut generation, &content, &dirty) {
-                Ok(()) => failures = 0,
+            match self.step(&mut generation, &content, &dirty, &mut rewrite_at) {
+                Ok(()) => (failures, full) = (0, 0),
                 // The log holds everything, so this can wait until there is room. sled cannot be used any more, and
                 // does not always say why.
                 Err(reason) if database::is_no_space(&reason) || failures < PATIENCE_STEPS => {
-                    failures += 1;
+                    let mut wait = ROOM_INTERVAL;
+                    if database::is_no_space(&reason) {
+                        wait = MAX_ROOM_INTERVAL.min(ROOM_INTERVAL * 2_u32.saturating_pow(full));
+                        full += 1;
+                    } else {
+                        failures += 1;
+                    }
                     generation.close();
                     drop(generation);
                     tracing::warn!(reason, "the checkpoint could not be written, it is tried again");
-                    if !self.wait_for_room(content, dirty, epoch) {
+                    if !self.wait_for_room(content, dirty, epoch, wait) {
                         return;
                     }
                 }
@@ -237,7 +283,21 @@ impl Shared {
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn step(&self, generation: &mut Generation, content: &Content, dirty: &Dirty) -> Result<(), String> {
+    /// `rewrite_at` is when the whole may be written anew at the earliest.
+    fn step(
+        &self,
+        generation: &mut Generation,
+        content: &Content,
+        dirty: &Dirty,
+        rewrite_at: &mut Instant,
+    ) -> Result<(), String> {
+        if !matches!(generation, Generation::Open(_)) {
+            // All of it is read: not for nothing, again and again.
+            self.space.room_for("the checkpoint", REOPEN_BYTES).map_err(no_space)?;
+        }
+        if let Generation::Superseded(_) = generation {
+            return Database::create(&self.root, content).map(|new| switch(generation, new));
+        }
         if let Generation::Closed(dir) = generation {
             // It holds the last step that succeeded, or, if it cannot be read, is written anew.
             match Database::load(dir) {
@@ -255,17 +315,32 @@ impl Shared {
         if on_disk <= self.limit.times * live + self.limit.slack_bytes {
             return Ok(());
         }
+        if Instant::now() < *rewrite_at {
+            return Ok(());
+        }
         tracing::info!(live, on_disk, "the checkpoint has grown, it is written anew");
-        match Database::create(&self.root, content) {
+        match self.rewrite(live, content) {
             Ok(new) => switch(generation, new),
             // The old one is as good, only larger.
-            Err(reason) => tracing::warn!(reason, "write the checkpoint anew"),
+            Err(reason) => {
+                *rewrite_at = Instant::now() + REWRITE_INTERVAL;
+                tracing::warn!(reason, "write the checkpoint anew");
+            }
         }
         Ok(())
     }
 
+    fn rewrite(&self, live: u64, content: &Content) -> Result<Database, String> {
+        if let SpaceState::Low { free, needed } = self.space.check() {
+            return Err(format!("the disk is low: {free} bytes are free, {needed} should be"));
+        }
+        let needed = REWRITE_TIMES * live + REWRITE_MARGIN_BYTES;
+        self.space.room_for("a new checkpoint", needed).map_err(|error| error.to_string())?;
+        Database::create(&self.root, content)
+    }
+
     /// Puts back what could not be written, and waits a while. False when there is no later.
-    fn wait_for_room(&self, content: Content, dirty: Dirty, epoch: u64) -> bool {
+    fn wait_for_room(&self, content: Content, dirty: Dirty, epoch: u64, wait: Duration) -> bool {
         let mut pending = self.pending();
         if pending.ended {
             return false;
@@ -280,7 +355,7 @@ impl Shared {
             };
             pending.since.get_or_insert_with(Instant::now);
         }
-        let until = Instant::now() + ROOM_INTERVAL;
+        let until = Instant::now() + wait;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || pending.ended {
@@ -316,6 +391,12 @@ impl Shared {
             }
         }
     }
+}
+
+/// In words that [`database::is_no_space`] knows.
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn no_space(error: std::io::Error) -> String {
+    format!("{}: {error}", std::io::ErrorKind::StorageFull)
 }
 
 #[cfg(test)]

@@ -337,7 +337,8 @@ pub(crate) fn is_no_space(reason: &str) -> bool {
 
 fn records_of(content: &Content) -> u64 {
     let state = &content.state;
-    (state.entries().len() + state.resolutions().len() + state.tokens().len() + 1) as u64
+    let kept = state.kept.answers().count();
+    (state.entries().len() + state.resolutions().len() + state.tokens().len() + kept + 1) as u64
 }
 
 fn meta_of(content: &Content) -> Meta {

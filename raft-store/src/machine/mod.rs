@@ -157,6 +157,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
+    /// None while the disk has no room for it: the log grows until there is some, and a disk filled by a snapshot would
+    /// stop the log.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
+        match self.snapshots.room_to_build() {
+            Err(error) if !force => {
+                tracing::warn!(%error, "no snapshot is made for now");
+                None
+            }
+            _ => Some(self.get_snapshot_builder().await),
+        }
+    }
+
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
         SnapshotBuilder {
             content: self.content.clone(),

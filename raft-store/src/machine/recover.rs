@@ -11,6 +11,7 @@ use crate::error::OpenError;
 use crate::layout::DATA_VERSION;
 use crate::log::LogEnds;
 use crate::snapshot::{Content, Snapshots, format};
+use crate::space::Space;
 use crate::types::LogId;
 
 const DIR_NAME: &str = "db";
@@ -25,6 +26,7 @@ pub(crate) fn recover(
     data_dir: &Path,
     log: LogEnds,
     snapshots: &Snapshots,
+    space: &Space,
 ) -> Result<(Database, Content), OpenError> {
     let root = root(data_dir);
     Disk::default().create_dir(&root).map_err(OpenError::at(&root))?;
@@ -66,13 +68,21 @@ pub(crate) fn recover(
     }
     let database = match database {
         Some(database) => database,
-        None => Database::create(&root, &content).map_err(|reason| match database::is_no_space(&reason) {
+        None => create(&root, &content, space).map_err(|reason| match database::is_no_space(&reason) {
             true => full(&root),
             false => lost(format!("write the checkpoint: {reason}")),
         })?,
     };
     remove_others(&root, database.dir());
     Ok((database, content))
+}
+
+/// A new generation; for it the reserve is given up if need be.
+pub(super) fn create(root: &Path, content: &Content, space: &Space) -> Result<Database, String> {
+    match Database::create(root, content) {
+        Err(reason) if database::is_no_space(&reason) && space.release() => Database::create(root, content),
+        created => created,
+    }
 }
 
 /// The newest generation that can be read. Those that cannot are set aside.

@@ -1,18 +1,20 @@
 //! A snapshot file in the hands of an operator: what it holds in short, and its content, to be put into another cluster.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use allowlist::Target;
+use allowlist::{Entry, Target};
 use uuid::Uuid;
 
-use super::file::Temporary;
+use super::file::{RoomCheck, Temporary};
 use super::format::{self, Bounds, FORMAT_VERSION};
 use super::{MAX_SNAPSHOT_BYTES, SnapshotFile};
 use crate::command::RestorePart;
 use crate::layout::DATA_VERSION;
+use crate::space::Space;
 use crate::state::State;
 
 /// What a backup may hold, many times a cluster at its limits. A file of a few megabytes can unpack to more.
@@ -50,8 +52,8 @@ pub enum BackupError {
         /// Of this program.
         known: u32,
     },
-    /// It is not as it was written.
-    #[error("backup is damaged: {0}; take another copy of it, or an older backup")]
+    /// It is not as it was written, or holds what no list may hold: in words, with what to do.
+    #[error("{0}")]
     Damaged(String),
     /// This node's disk.
     #[error("keep the backup while it is read: {0}")]
@@ -70,6 +72,7 @@ pub struct IncomingBackup {
     file: File,
     temporary: Arc<Temporary>,
     len: u64,
+    room: RoomCheck,
 }
 
 impl SnapshotFile {
@@ -83,9 +86,14 @@ impl SnapshotFile {
 }
 
 impl IncomingBackup {
-    pub(super) fn create(path: &Path) -> io::Result<Self> {
+    pub(super) fn create(path: &Path, space: &Space) -> io::Result<Self> {
         let file = File::create_new(path)?;
-        Ok(Self { file, temporary: Arc::new(Temporary(path.to_owned())), len: 0 })
+        Ok(Self {
+            file,
+            temporary: Arc::new(Temporary(path.to_owned())),
+            len: 0,
+            room: RoomCheck::new(space),
+        })
     }
 
     /// Whether a file that starts like this can be a backup: what cannot is not worth keeping.
@@ -105,6 +113,7 @@ impl IncomingBackup {
         if self.len > MAX_SNAPSHOT_BYTES {
             return Err(io::Error::other(format!("it is longer than {MAX_SNAPSHOT_BYTES} bytes")));
         }
+        self.room.take(bytes.len() as u64)?;
         self.file.write_all(bytes)
     }
 
@@ -128,6 +137,7 @@ impl Backup {
             return Err(BackupError::Version { found: header.data_version, known: DATA_VERSION });
         }
         let content = format::read_within(file, BOUNDS).map_err(damaged)?;
+        content.state.entries().values().try_for_each(|entry| check_target(entry))?;
         Ok(Self { state: content.state })
     }
 
@@ -167,13 +177,31 @@ fn check_magic((ours, version): (bool, u8)) -> Result<(), BackupError> {
     Ok(())
 }
 
+/// A checksum says that a file is whole, not who made it: what cannot be added to a list cannot be restored to one.
+fn check_target(entry: &Entry) -> Result<(), BackupError> {
+    let target = entry.target.to_string();
+    let refused = |reason: &dyn fmt::Display| {
+        let id = entry.id.0;
+        BackupError::Damaged(format!(
+            "entry {id} of the backup, `{target}`, cannot be on a list: {reason}; remove it where the backup was made and \
+             make another one"
+        ))
+    };
+    match target.parse::<Target>() {
+        Ok(parsed) if parsed == entry.target => Ok(()),
+        Ok(parsed) => Err(refused(&format_args!("it would be written `{parsed}`"))),
+        Err(error) => Err(refused(&error)),
+    }
+}
+
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn damaged(error: io::Error) -> BackupError {
     let text = match error.kind() {
         io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
         _ => error.to_string(),
     };
-    BackupError::Damaged(text.trim_start_matches("not a valid snapshot: ").to_owned())
+    let reason = text.trim_start_matches("not a valid snapshot: ");
+    BackupError::Damaged(format!("backup is damaged: {reason}; take another copy of it, or an older backup"))
 }
 
 #[cfg(test)]
@@ -183,10 +211,14 @@ mod tests {
     use crate::snapshot::Content;
 
     fn content() -> Content {
-        let entry = |number: u128, target: &str| {
+        content_with("9.9.9.9".parse().unwrap())
+    }
+
+    fn content_with(target: Target) -> Content {
+        let entry = |number: u128, target: Target| {
             Command::AddEntry(NewEntry {
                 id: allowlist::EntryId(Uuid::from_u128(number)),
-                target: target.parse().unwrap(),
+                target,
                 ports: allowlist::Ports::all(),
                 protected: false,
                 comment: String::new(),
@@ -198,8 +230,8 @@ mod tests {
         };
         let commands = [
             Command::InitCluster { cluster: Uuid::from_u128(7) },
-            entry(1, "9.9.9.9"),
-            entry(2, "a.example.com"),
+            entry(1, target),
+            entry(2, "a.example.com".parse().unwrap()),
         ];
         let operations =
             commands.map(|command| Operation { origin: Origin::default(), command }).into_iter().collect();
@@ -210,7 +242,9 @@ mod tests {
 
     fn read(bytes: &[u8]) -> Result<Backup, BackupError> {
         let dir = tempfile::tempdir().unwrap();
-        let mut incoming = IncomingBackup::create(&dir.path().join("0.part")).unwrap();
+        let mut incoming =
+            IncomingBackup::create(&dir.path().join("0.part"), &Space::without_limits(dir.path()).unwrap())
+                .unwrap();
         bytes.chunks(100).for_each(|piece| incoming.write(piece).unwrap());
         let read = incoming.finish();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
@@ -268,10 +302,32 @@ mod tests {
     }
 
     fn file_of_nothing() -> Vec<u8> {
+        file_of(&Content::default())
+    }
+
+    fn file_of(content: &Content) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot");
-        format::write(&crate::disk::Disk::default(), &path, &Content::default()).unwrap();
+        format::write(&crate::disk::Disk::default(), &path, content).unwrap();
         std::fs::read(&path).unwrap()
+    }
+
+    #[test]
+    fn a_backup_with_a_target_that_no_list_lets_in_is_refused_and_the_entry_named() {
+        let suffix = "com".parse::<allowlist::DomainName>().unwrap_or_else(|_| "co.uk".parse().unwrap());
+        let targets = [
+            Target::Address("10.0.0.1".parse().unwrap()),
+            Target::Address("169.254.169.254".parse().unwrap()),
+            Target::Network("0.0.0.0/0".parse().unwrap()),
+            Target::Network("fd00::/8".parse().unwrap()),
+            Target::Wildcard { suffix, any_depth: true },
+        ];
+        for target in targets {
+            let said = read(&file_of(&content_with(target.clone()))).unwrap_err().to_string();
+            let entry =
+                format!("entry {} of the backup, `{target}`, cannot be on a list: ", Uuid::from_u128(1));
+            assert!(said.starts_with(&entry), "{said}");
+        }
     }
 
     #[test]

@@ -6,6 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::space::Space;
+
+/// The free space is looked at each time so many bytes have come.
+const ROOM_STEP_BYTES: u64 = 1024 * 1024;
+
 /// A snapshot file, open for reading. The handle keeps the content readable even after the file was pruned from
 /// the directory, so that a slow peer can finish.
 #[derive(Debug, Clone)]
@@ -15,6 +20,31 @@ pub struct SnapshotFile {
     len: u64,
     /// Set for a file that has no name of its own yet.
     _temporary: Option<Arc<Temporary>>,
+}
+
+/// Looks at the free space again and again while a file comes in: others should not fill the disk.
+#[derive(Debug)]
+pub(super) struct RoomCheck {
+    space: Space,
+    /// Bytes that may come before the next look.
+    granted: u64,
+}
+
+impl RoomCheck {
+    pub(super) fn new(space: &Space) -> Self {
+        Self { space: space.clone(), granted: 0 }
+    }
+
+    /// An error of the kind `StorageFull` when `bytes` more are not to be written.
+    pub(super) fn take(&mut self, bytes: u64) -> io::Result<()> {
+        if self.granted < bytes {
+            let wanted = bytes.max(ROOM_STEP_BYTES);
+            self.space.room_for("the file that comes in", wanted)?;
+            self.granted = wanted;
+        }
+        self.granted -= bytes;
+        Ok(())
+    }
 }
 
 /// Removes a file when the last handle goes, unless it was given another name by then.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::file::Temporary;
+use super::file::{RoomCheck, Temporary};
 use super::{SnapshotFile, format};
+use crate::space::Space;
 use crate::types::{Snapshot, SnapshotMeta};
 
 /// Most bytes accepted for one snapshot: ten times what a million entries with long texts need.
@@ -21,13 +22,20 @@ pub struct IncomingSnapshot {
     file: File,
     temporary: Arc<Temporary>,
     len: u64,
+    room: RoomCheck,
     cluster: Option<Uuid>,
 }
 
 impl IncomingSnapshot {
-    pub(super) fn create(path: &Path, cluster: Option<Uuid>) -> io::Result<Self> {
+    pub(super) fn create(path: &Path, space: &Space, cluster: Option<Uuid>) -> io::Result<Self> {
         let file = File::create_new(path)?;
-        Ok(Self { file, temporary: Arc::new(Temporary(path.to_owned())), len: 0, cluster })
+        Ok(Self {
+            file,
+            temporary: Arc::new(Temporary(path.to_owned())),
+            len: 0,
+            room: RoomCheck::new(space),
+            cluster,
+        })
     }
 
     /// How many bytes have come: the offset of the next ones.
@@ -43,13 +51,14 @@ impl IncomingSnapshot {
     /// Appends the next bytes.
     ///
     /// # Errors
-    /// What the file system says, or that it is too long.
+    /// What the file system says, or that it is too long; `StorageFull` before the log's reserve is touched.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.len += bytes.len() as u64;
         if self.len > MAX_SNAPSHOT_BYTES {
             let reason = format!("a snapshot longer than {MAX_SNAPSHOT_BYTES} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
+        self.room.take(bytes.len() as u64)?;
         self.file.write_all(bytes)
     }
 

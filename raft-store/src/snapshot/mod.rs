@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::reader::StateReader;
+use crate::space::Space;
 use crate::state::State;
 use crate::types::{LogId, Snapshot, SnapshotMeta, StoredMembership};
 
@@ -29,6 +30,9 @@ const SUFFIX: &str = ".snapshot";
 const PART_SUFFIX: &str = ".part";
 /// The newest and the one before: if the newest cannot be read, the log still reaches back to the other.
 const KEPT: usize = 2;
+
+/// A snapshot may be so much larger than the one before.
+const BUILD_MARGIN_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A state and where in the log it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -54,13 +58,14 @@ pub struct Snapshots {
 struct Shared {
     disk: Disk,
     dir: PathBuf,
+    space: Space,
     newest: Mutex<Option<Snapshot>>,
     parts: AtomicU64,
 }
 
 impl Snapshots {
     /// Opens the directory in `data_dir`, removes what was not finished and finds the newest valid file.
-    pub(crate) fn open(disk: &Disk, data_dir: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn open(disk: &Disk, data_dir: &Path, space: &Space) -> Result<Self, OpenError> {
         let dir = data_dir.join(DIR_NAME);
         disk.create_dir(&dir).map_err(OpenError::at(&dir))?;
         let mut newest = None;
@@ -84,6 +89,7 @@ impl Snapshots {
             shared: Arc::new(Shared {
                 disk: disk.clone(),
                 dir,
+                space: space.clone(),
                 newest: Mutex::new(newest),
                 parts: AtomicU64::new(0),
             }),
@@ -100,7 +106,7 @@ impl Snapshots {
     /// # Errors
     /// What the file system says.
     pub fn receive(&self, reader: &StateReader) -> io::Result<IncomingSnapshot> {
-        IncomingSnapshot::create(&self.new_part(), reader.state().cluster())
+        IncomingSnapshot::create(&self.new_part(), &self.shared.space, reader.state().cluster())
     }
 
     /// A place to write a backup to that an operator sends.
@@ -108,7 +114,17 @@ impl Snapshots {
     /// # Errors
     /// What the file system says.
     pub fn receive_backup(&self) -> io::Result<IncomingBackup> {
-        IncomingBackup::create(&self.new_part())
+        IncomingBackup::create(&self.new_part(), &self.shared.space)
+    }
+
+    /// An error that says so when the disk has no room for a snapshot of about the newest one's size: none is made then,
+    /// neither to shorten the log nor as a backup.
+    ///
+    /// # Errors
+    /// `StorageFull`.
+    pub fn room_to_build(&self) -> io::Result<()> {
+        let size = self.newest().map_or(0, |newest| newest.snapshot.len());
+        self.shared.space.room_for("a snapshot", size + BUILD_MARGIN_BYTES)
     }
 
     /// Writes `content` and makes it the newest. Blocks.

@@ -31,7 +31,15 @@ fn a_checkpoint_that_has_grown_is_written_anew_and_holds_the_same() {
         FatalHook::new(move |_| failed.store(true, Ordering::Relaxed))
     };
     let limit = GrowthLimit { times: 4, slack_bytes: 2 * 1024 * 1024 };
-    let checkpointer = Checkpointer::start(dir.path(), database, flushed, limit, fatal).unwrap();
+    let checkpointer = Checkpointer::start(
+        dir.path(),
+        database,
+        flushed,
+        limit,
+        Space::without_limits(dir.path()).unwrap(),
+        fatal,
+    )
+    .unwrap();
     let adds = (0..200).filter_map(|index| match driving::entry(index).payload {
         openraft::EntryPayload::Normal(batch) => Some(batch.operations),
         _ => None,
