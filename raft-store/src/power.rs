@@ -372,3 +372,64 @@ async fn the_log_keeps_no_more_than_what_is_needed_and_two_segments() {
     assert_eq!(store.log.size().entries, 19);
     assert!(store.log.sync_times().snapshot().count >= 36);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_installed_on_a_full_disk_counts_and_the_checkpoint_follows_when_there_is_room() {
+    const TEST: &str =
+        "a_snapshot_installed_on_a_full_disk_counts_and_the_checkpoint_follows_when_there_is_room";
+    if !in_own_namespace(TEST) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let mut leader = Store::open(&work.path().join("leader"), with_limits(no_reserve())).await.unwrap();
+    append(&mut leader.log, (0..30).map(entry)).await;
+    apply(&mut leader.machine, (0..30).map(entry)).await;
+    let built = leader.machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+
+    let image = work.path().join("image");
+    Ext4::make(&image, IMAGE_BYTES);
+    let mounted = Ext4::mount(&image, &work.path().join("mount"));
+    let dir = mounted.mount.join("data");
+    let (sender, fatal) = std::sync::mpsc::channel();
+    let on_fatal = crate::FatalHook::new(move |reason| drop(sender.send(reason.to_owned())));
+    let options = StoreOptions { on_fatal, ..with_limits(no_reserve()) };
+    let mut store = Store::open(&dir, options).await.unwrap();
+    // With it the log has room for the purge, too.
+    append(&mut store.log, [entry(0)]).await;
+    let mut incoming = store.snapshots.receive(&store.reader).unwrap();
+    incoming.write(&built.snapshot.read_at(0, usize::MAX).unwrap()).unwrap();
+    let arrived = incoming.finish().unwrap();
+    let ballast = fill(&mounted.mount, "ballast");
+    store.machine.install_snapshot(&arrived.meta, arrived.snapshot).await.unwrap();
+    assert_eq!(store.reader.state().entries().len(), 30);
+    store.log.purge(log_id(29)).await.unwrap();
+    assert!(fatal.try_recv().is_err() && dir.join("db/0000000001").exists());
+
+    fs::remove_file(&ballast).unwrap();
+    wait_until("the checkpoint is written", async || !dir.join("db/0000000001").exists()).await;
+    drop(store);
+    wait_until("the store is closed", async || !Store::is_open(&dir)).await;
+    let store = Store::open(&dir, with_limits(no_reserve())).await.unwrap();
+    assert_eq!(store.reader.state().entries().len(), 30);
+    drop(store);
+    wait_until("the store is closed", async || !Store::is_open(&dir)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_system_that_cannot_reserve_room_is_not_low_for_the_lack_of_a_reserve() {
+    const TEST: &str = "a_file_system_that_cannot_reserve_room_is_not_low_for_the_lack_of_a_reserve";
+    if !in_own_namespace(TEST) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let image = work.path().join("image");
+    fs::File::create(&image).unwrap().set_len(IMAGE_BYTES).unwrap();
+    run("mkfs.ext2", &["-q", "-F", "-m", "0", image.to_str().unwrap()]);
+    let mounted = Ext4::mount(&image, &work.path().join("mount"));
+    let limits = SpaceLimits { low_percent: 40, reserve_percent: 59, ..SpaceLimits::default() };
+    let space = crate::Space::open(&Disk::default(), &mounted.mount, limits).unwrap();
+    assert_eq!(space.check(), SpaceState::Ok);
+    assert!(!mounted.mount.join("reserve").exists());
+    fs::write(mounted.mount.join("some"), vec![1; 16 * 1024 * 1024]).unwrap();
+    assert_eq!(space.check(), SpaceState::Ok, "what cannot be there is not asked for");
+}

@@ -29,6 +29,8 @@ pub const RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 pub const SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// With less than this (and less than what is needed) a store opens only after giving up its reserve.
 const OPENING_BYTES: u64 = 64 * 1024 * 1024;
+/// With less than this free, an error that does not say its reason counts as that of a full disk.
+const FULL_BYTES: u64 = 1024 * 1024;
 const FILE_NAME: &str = "reserve";
 
 /// When a disk counts as low. Of percentage and bytes the smaller one counts, so that big disks are not wasted and small
@@ -160,6 +162,11 @@ impl Space {
         let reason =
             format!("{what} needs {bytes} bytes on the disk, {free} are free for it; free some space");
         Err(io::Error::new(io::ErrorKind::StorageFull, reason))
+    }
+
+    /// True when next to nothing is free.
+    pub(crate) fn is_full(&self) -> bool {
+        self.shared.measure().is_ok_and(|(free, _)| free < FULL_BYTES)
     }
 
     /// Gives up the reserve because a write met a full disk. True when there was one: the write should be tried again.

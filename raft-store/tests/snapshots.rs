@@ -10,7 +10,7 @@ use common::*;
 use openraft::RaftSnapshotBuilder;
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
 use raft_store::types::Snapshot;
-use raft_store::{SnapshotFile, Store};
+use raft_store::{SnapshotFile, SpaceLimits, Store, StoreOptions};
 
 async fn leader(dir: &std::path::Path, entries: u64) -> (Store, Snapshot) {
     let mut store = open(dir).await;
@@ -133,4 +133,25 @@ async fn a_snapshot_that_was_overtaken_while_it_was_built_does_not_replace_the_n
     assert_eq!(built.meta, newer.meta);
     assert_eq!(follower.snapshots.newest().unwrap().meta, newer.meta);
     assert_eq!(fs::read_dir(to.path().join("snapshots")).unwrap().count(), 1, "the overtaken one is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_beyond_the_reserve_nothing_is_taken_in_and_no_snapshot_is_begun() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut leader, snapshot) = leader(from.path(), 20).await;
+    assert!(leader.machine.try_create_snapshot_builder(false).await.is_some());
+    leader.snapshots.room_to_build().unwrap();
+    // A reserve as large as the disk can never be there, and keeps everything for itself.
+    let limits =
+        SpaceLimits { low_percent: 100, low_bytes: 0, reserve_percent: 100, reserve_bytes: u64::MAX };
+    let mut follower = Store::open(to.path(), StoreOptions { space: limits, ..options() }).await.unwrap();
+    let error = transfer(&snapshot.snapshot, &follower).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
+    let mut backup = follower.snapshots.receive_backup().unwrap();
+    assert_eq!(backup.write(&[1]).unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    drop(backup);
+    assert_eq!(fs::read_dir(to.path().join("snapshots")).unwrap().count(), 0, "nothing is left behind");
+    assert!(follower.snapshots.room_to_build().is_err());
+    assert!(follower.machine.try_create_snapshot_builder(false).await.is_none());
+    assert!(follower.machine.try_create_snapshot_builder(true).await.is_some(), "raft may insist");
 }

@@ -196,7 +196,7 @@ impl Replacement {
         match recover::create(&shared.root, content, &shared.space) {
             Ok(new) => switch(&mut generation, new),
             // The snapshot's file holds it too, and what is opened before this is written begins with that.
-            Err(reason) if database::is_no_space(&reason) => {
+            Err(reason) if recover::is_no_space(&reason, &shared.space) => {
                 tracing::warn!(reason, "the checkpoint of a snapshot is written when there is room");
                 generation.supersede();
                 let mut pending = shared.pending();
@@ -256,9 +256,9 @@ impl Shared {
                 Ok(()) => (failures, full) = (0, 0),
                 // The log holds everything, so this can wait until there is room. sled cannot be used any more, and
                 // does not always say why.
-                Err(reason) if database::is_no_space(&reason) || failures < PATIENCE_STEPS => {
+                Err(reason) if recover::is_no_space(&reason, &self.space) || failures < PATIENCE_STEPS => {
                     let mut wait = ROOM_INTERVAL;
-                    if database::is_no_space(&reason) {
+                    if recover::is_no_space(&reason, &self.space) {
                         wait = MAX_ROOM_INTERVAL.min(ROOM_INTERVAL * 2_u32.saturating_pow(full));
                         full += 1;
                     } else {

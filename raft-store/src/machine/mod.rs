@@ -180,7 +180,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
         let (snapshots, replacement, meta) =
             (self.snapshots.clone(), self.checkpointer.replacement(), meta.clone());
-        let ours = self.content.state.cluster();
+        let (ours, space) = (self.content.state.cluster(), self.space.clone());
         let installed = tokio::task::spawn_blocking(move || {
             let content = format::read(snapshot.file())?;
             let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
@@ -195,7 +195,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 )));
             }
             // First the file, then the checkpoint: whatever is found after a crash between them reaches far enough.
-            snapshots.adopt(snapshot.path(), meta)?;
+            match snapshots.adopt(snapshot.path(), meta.clone()) {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && space.release() => {
+                    snapshots.adopt(snapshot.path(), meta)?
+                }
+                adopted => adopted?,
+            };
             replacement.replace(&content).map_err(io::Error::other)?;
             Ok(content)
         });

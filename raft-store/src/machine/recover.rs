@@ -68,7 +68,7 @@ pub(crate) fn recover(
     }
     let database = match database {
         Some(database) => database,
-        None => create(&root, &content, space).map_err(|reason| match database::is_no_space(&reason) {
+        None => create(&root, &content, space).map_err(|reason| match is_no_space(&reason, space) {
             true => full(&root),
             false => lost(format!("write the checkpoint: {reason}")),
         })?,
@@ -80,9 +80,14 @@ pub(crate) fn recover(
 /// A new generation; for it the reserve is given up if need be.
 pub(super) fn create(root: &Path, content: &Content, space: &Space) -> Result<Database, String> {
     match Database::create(root, content) {
-        Err(reason) if database::is_no_space(&reason) && space.release() => Database::create(root, content),
+        Err(reason) if is_no_space(&reason, space) && space.release() => Database::create(root, content),
         created => created,
     }
+}
+
+/// sled does not always say why it fails.
+pub(super) fn is_no_space(reason: &str, space: &Space) -> bool {
+    database::is_no_space(reason) || space.is_full()
 }
 
 /// The newest generation that can be read. Those that cannot are set aside.

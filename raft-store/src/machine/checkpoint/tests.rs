@@ -6,7 +6,9 @@ use uuid::Uuid;
 
 use super::*;
 use crate::command::{Batch, Command, EntryUpdate, Operation, Origin};
+use crate::disk::Disk;
 use crate::driving;
+use crate::space::SpaceLimits;
 use crate::types::LogId;
 
 fn step(content: &mut Content, operations: Vec<Operation>) -> Dirty {
@@ -70,5 +72,29 @@ fn a_checkpoint_that_has_grown_is_written_anew_and_holds_the_same() {
     drop(checkpointer);
     let generations = super::database::generations(dir.path()).unwrap();
     assert_eq!(generations.len(), 1, "the old ones are gone: {generations:?}");
+    assert_eq!(Database::load(&generations[0].1).unwrap().1, content);
+}
+
+#[test]
+fn a_checkpoint_that_has_grown_is_left_as_it_is_while_the_disk_has_no_room_for_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut content = Content::default();
+    let database = Database::create(dir.path(), &content).unwrap();
+    let flushed = Arc::new(Flushed::default());
+    flushed.reach(u64::MAX);
+    let nothing_is_small = GrowthLimit { times: 0, slack_bytes: 0 };
+    let all = SpaceLimits { low_percent: 100, low_bytes: 0, reserve_percent: 100, reserve_bytes: u64::MAX };
+    let space = Space::open(&Disk::default(), dir.path(), all).unwrap();
+    let failed = FatalHook::new(|reason| panic!("{reason}"));
+    let checkpointer =
+        Checkpointer::start(dir.path(), database, flushed, nothing_is_small, space, failed).unwrap();
+    if let openraft::EntryPayload::Normal(batch) = driving::entry(1).payload {
+        let dirty = step(&mut content, batch.operations);
+        checkpointer.note(content.clone(), dirty);
+        checkpointer.settle();
+    }
+    drop(checkpointer);
+    let generations = super::database::generations(dir.path()).unwrap();
+    assert_eq!(generations.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1]);
     assert_eq!(Database::load(&generations[0].1).unwrap().1, content);
 }

@@ -45,6 +45,25 @@ fn a_newer_data_version_is_told_from_damage() {
     assert!(matches!(Database::load(&dir), Err(LoadError::NewerVersion(99))));
 }
 
+#[test]
+fn kept_answers_count_as_content() {
+    let root = tempfile::tempdir().unwrap();
+    let mut content = Content::default();
+    let answers = (0..1_000).map(|number| KeptAnswer {
+        name: format!("ops\0{number}").into(),
+        fingerprint: [1; 32],
+        at_ms: 1,
+        revision: number,
+        position: 0,
+        replies: vec![crate::Reply::Done],
+    });
+    content.state.kept = Kept::from_answers(answers);
+    let database = Database::create(root.path(), &content).unwrap();
+    let bytes = database.live_bytes(&content);
+    content.state.kept = Kept::default();
+    assert!(bytes > 100 * database.live_bytes(&content));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
