@@ -63,7 +63,7 @@ pub(crate) async fn write(world: &World, node: &Running, tag: String, time: Dura
 pub(crate) async fn read(world: &World, node: &Running, tag: String, time: Duration) -> bool {
     let outcome = ask(world, node, tag, time, |world, node, deadline| async move {
         match linearizable(&world, &node, deadline).await {
-            Some(state) => Outcome::Read(Box::new(state)),
+            Some(state) => Outcome::Read(state),
             None => Outcome::Nothing,
         }
     });

@@ -45,7 +45,7 @@ pub(crate) enum Outcome {
     /// Certainly has not.
     Nothing,
     Wrote(BatchReply),
-    Read(Box<State>),
+    Read(State),
 }
 
 impl History {
@@ -242,7 +242,7 @@ impl Replay {
                 }
                 _ => Some(format!("the acknowledged write {tag} is not at {} in the log", reply.revision)),
             },
-            Outcome::Read(state) => (self.states.get(state.revision() as usize) != Some(&**state))
+            Outcome::Read(state) => (self.states.get(state.revision() as usize) != Some(state))
                 .then(|| format!("read {tag} saw a state that never was at {}", state.revision())),
         }
     }
