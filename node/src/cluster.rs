@@ -1,6 +1,7 @@
 //! What the rest of the server sees of replication: propose, read, follow.
 
 mod alone;
+mod heirs;
 mod leaving;
 mod members;
 mod recovery;
@@ -36,6 +37,7 @@ use crate::raft::{Raft, bootstrap};
 
 pub use crate::raft::change::{ChangeRefusal, MemberChange, MemberChanged, RefusalKind};
 pub use crate::raft::settings::Tuning;
+pub(crate) use heirs::{Heir, heirs};
 pub(crate) use leaving::Leaving;
 pub use members::ChangeError;
 pub use recovery::{Recovered, RecoveryError, RecoveryPlan, VoterStanding};

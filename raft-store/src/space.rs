@@ -25,6 +25,8 @@ pub const LOW_BYTES: u64 = 1024 * 1024 * 1024;
 pub const RESERVE_PERCENT: u64 = 5;
 /// See [`SpaceLimits::reserve_bytes`].
 pub const RESERVE_BYTES: u64 = 256 * 1024 * 1024;
+/// So much more than needed must be free to have room to spare, percent of what is needed.
+pub const SPARE_PERCENT: u64 = 25;
 /// The file system is asked at most so often.
 pub const SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// With less than this (and less than what is needed) a store opens only after giving up its reserve.
@@ -81,6 +83,8 @@ struct Shared {
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     state: SpaceState,
+    /// True when it will not be low again at once.
+    spare: bool,
     at: Instant,
     /// Bytes of the reserve that is in place.
     reserve: u64,
@@ -106,7 +110,8 @@ impl Space {
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             Err(error) => return Err(error),
         };
-        let seen = Seen { state: SpaceState::Ok, at: Instant::now(), reserve, can_reserve: true };
+        let seen =
+            Seen { state: SpaceState::Ok, spare: true, at: Instant::now(), reserve, can_reserve: true };
         let shared = Shared {
             disk: disk.clone(),
             dir: dir.to_owned(),
@@ -140,6 +145,12 @@ impl Space {
             // Whoever works there tells how the disk stands in a moment.
             Err(_) => seen.state,
         }
+    }
+
+    /// True when [`SPARE_PERCENT`] more than what is needed is free: whoever takes work over from a node that is low
+    /// should not be low itself the next moment.
+    pub fn has_room_to_spare(&self) -> bool {
+        self.state() == SpaceState::Ok && self.shared.seen().spare
     }
 
     /// [`Self::state`] as of now.
@@ -245,6 +256,7 @@ impl Shared {
         };
         let absent = self.absent(total);
         let needed = self.needed(total) + absent;
+        self.seen().spare = free >= needed + needed / 100 * SPARE_PERCENT;
         let state = match free < needed {
             true => SpaceState::Low { free, needed },
             false => SpaceState::Ok,

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::write::pause;
 use super::{Cluster, leader_of};
 use crate::raft::bootstrap;
-use crate::raft::change::{ChangeRefusal, ChangeRequest, MemberChange, MemberChanged};
+use crate::raft::change::{ChangeRefusal, ChangeRequest, MemberChange, MemberChanged, RefusalKind};
 use crate::raft::departure::{self, Force};
 use crate::raft::link::{CallError, Purpose};
 use crate::raft::membership::{self, Admitted, Newcomer};
@@ -39,6 +39,42 @@ pub enum ChangeError {
     Unknown(String),
 }
 
+/// How one attempt ended that did not succeed.
+enum Ended {
+    /// The leader says no.
+    Refused(ChangeRefusal),
+    /// It may or may not take effect.
+    Unknown(String),
+    /// Nothing was begun.
+    Again(String),
+}
+
+impl From<Refusal> for Ended {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Change(refusal) => Self::Refused(refusal),
+            Refusal::Unknown(reason) => Self::Unknown(reason),
+            other => Self::Again(other.to_string()),
+        }
+    }
+}
+
+/// What a refusal means after earlier attempts of which nothing is known for certain.
+fn refused(
+    refusal: ChangeRefusal,
+    in_doubt: Option<String>,
+    removed: Option<(NodeId, NodeInfo)>,
+) -> Result<MemberChanged, ChangeError> {
+    match (in_doubt, removed) {
+        (None, _) => Err(ChangeError::Refused(refusal)),
+        // It took effect.
+        (Some(_), Some((id, node))) if refusal.kind == RefusalKind::NoSuchMember => {
+            Ok(MemberChanged::Removed { id, node })
+        }
+        (Some(reason), _) => Err(ChangeError::Unknown(reason)),
+    }
+}
+
 impl Cluster {
     /// Changes the membership, or makes another node the leader. Any node may be asked. Everything may be asked for
     /// again: what is done already is left as it is.
@@ -53,6 +89,15 @@ impl Cluster {
     ) -> Result<MemberChanged, ChangeError> {
         let deadline = Instant::now() + timeout;
         let mut metrics = self.raft().metrics();
+        // Asked a second time, another node might step down as well.
+        let repeatable = !matches!(change, MemberChange::StepDown { to: None });
+        let removed = match &change {
+            MemberChange::Remove { member, .. } => {
+                departure::find(&metrics.borrow_and_update(), member, None).ok()
+            }
+            MemberChange::Add { .. } | MemberChange::StepDown { .. } => None,
+        };
+        let mut in_doubt: Option<String> = None;
         loop {
             let leader = leader_of(&metrics.borrow_and_update());
             let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(ANSWER_MARGIN);
@@ -61,29 +106,44 @@ impl Cluster {
                 actor: actor.to_owned(),
                 timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
             };
-            let reason = match leader {
-                None => "no leader is known".to_owned(),
-                Some((id, _)) if id == self.id() => match self.change_here(request).await {
-                    Ok(changed) => return Ok(changed),
-                    Err(Refusal::Change(refusal)) => return Err(ChangeError::Refused(refusal)),
-                    Err(refusal) => refusal.to_string(),
-                },
-                Some((id, node)) => {
-                    let link = self.peers().link(&node.raft_address, Some(id), Purpose::Forward);
-                    match link.call(Request::Change(request), deadline).await {
-                        Ok(Response::Changed(changed)) => return Ok(changed),
-                        Ok(_) => return Err(ChangeError::Unknown("the leader's answer does not fit".into())),
-                        Err(CallError::Refused { refusal: Refusal::Change(refusal), .. }) => {
-                            return Err(ChangeError::Refused(refusal));
-                        }
-                        Err(error @ (CallError::Lost(_) | CallError::Timeout(_))) => {
-                            return Err(ChangeError::Unknown(error.to_string()));
-                        }
-                        Err(error) => error.to_string(),
-                    }
+            let reason = match self.ask_leader(leader, request, deadline).await {
+                Ok(changed) => return Ok(changed),
+                // Perhaps it is the change itself that is under way.
+                Err(Ended::Refused(refusal)) if in_doubt.is_some() && refusal.kind == RefusalKind::Busy => {
+                    refusal.message
                 }
+                Err(Ended::Refused(refusal)) => return refused(refusal, in_doubt, removed),
+                Err(Ended::Unknown(reason)) if repeatable => in_doubt.insert(reason).clone(),
+                Err(Ended::Unknown(reason)) => return Err(ChangeError::Unknown(reason)),
+                Err(Ended::Again(reason)) => reason,
             };
-            pause(&mut metrics, deadline).await.map_err(|()| ChangeError::NoLeader(reason))?;
+            if pause(&mut metrics, deadline).await.is_err() {
+                return Err(in_doubt.map_or(ChangeError::NoLeader(reason), ChangeError::Unknown));
+            }
+        }
+    }
+
+    async fn ask_leader(
+        &self,
+        leader: Option<(NodeId, NodeInfo)>,
+        request: ChangeRequest,
+        deadline: Instant,
+    ) -> Result<MemberChanged, Ended> {
+        let Some((id, node)) = leader else {
+            return Err(Ended::Again("no leader is known".to_owned()));
+        };
+        if id == self.id() {
+            return self.change_here(request).await.map_err(Ended::from);
+        }
+        let link = self.peers().link(&node.raft_address, Some(id), Purpose::Forward);
+        match link.call(Request::Change(request), deadline).await {
+            Ok(Response::Changed(changed)) => Ok(changed),
+            Ok(_) => Err(Ended::Unknown("the leader's answer does not fit".to_owned())),
+            Err(CallError::Refused { refusal, .. }) => Err(Ended::from(refusal)),
+            Err(error @ (CallError::Lost(_) | CallError::Timeout(_))) => {
+                Err(Ended::Unknown(error.to_string()))
+            }
+            Err(error @ CallError::NotSent(_)) => Err(Ended::Again(error.to_string())),
         }
     }
 
@@ -144,5 +204,22 @@ impl Cluster {
             return Err(Refusal::NotLeader { leader });
         }
         Ok(lock)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_node_that_is_gone_after_an_attempt_in_doubt_was_removed() {
+        let gone = || ChangeRefusal::new(RefusalKind::NoSuchMember, "gone");
+        let node = NodeInfo { name: "server-3".to_owned(), raft_address: "10.1.0.3:8081".to_owned() };
+        let removed = Some((3, node.clone()));
+        let doubt = || Some("lost".to_owned());
+        assert_eq!(refused(gone(), doubt(), removed.clone()), Ok(MemberChanged::Removed { id: 3, node }));
+        assert_eq!(refused(gone(), None, removed.clone()), Err(ChangeError::Refused(gone())));
+        let other = ChangeRefusal::new(RefusalKind::NoQuorumLeft, "no");
+        assert_eq!(refused(other, doubt(), removed), Err(ChangeError::Unknown("lost".to_owned())));
     }
 }

@@ -10,12 +10,14 @@ use raft_store::types::NodeId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Cluster;
+use super::{Cluster, Heir, heirs};
 use crate::raft::link::Purpose;
 use crate::raft::wire::{ProposeFailure, Request, Response};
 
 /// How often a leader looks whether it should hand over because of its disk.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// After an attempt to hand over nothing is tried for this long: each one stops writes for a moment.
+const ATTEMPT_PAUSE: Duration = Duration::from_secs(30);
 /// A voter that is asked for its room has this long to answer.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -43,16 +45,21 @@ impl Cluster {
         self.room().map_err(ProposeFailure::NoRoom)
     }
 
-    /// A voter that says its disk has room.
+    /// The answer to [`Request::Room`].
+    pub(crate) fn has_room_to_spare(&self) -> bool {
+        self.inner.space.has_room_to_spare()
+    }
+
+    /// A voter that can lead at once and says that its disk has room to spare.
     async fn roomy_voter(&self) -> Option<NodeId> {
         let metrics = self.raft().metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
-        for id in membership.voter_ids().filter(|id| *id != self.id()) {
-            let Some(node) = membership.get_node(&id) else { continue };
-            let link = self.peers().link(&node.raft_address, Some(id), Purpose::Forward);
+        for heir in heirs(&metrics).into_iter().filter(Heir::is_ready) {
+            let Some(node) = membership.get_node(&heir.id) else { continue };
+            let link = self.peers().link(&node.raft_address, Some(heir.id), Purpose::Forward);
             let answer = link.call(Request::Room, Instant::now() + ASK_TIMEOUT).await;
             if matches!(answer, Ok(Response::Room(true))) {
-                return Some(id);
+                return Some(heir.id);
             }
         }
         None
@@ -67,15 +74,17 @@ pub(super) async fn run(cluster: Cluster, stop: CancellationToken) {
 async fn watch(cluster: &Cluster) {
     let mut ticks = tokio::time::interval(LOOK_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut not_before = Instant::now();
     loop {
         ticks.tick().await;
         let Err(reason) = cluster.room() else { continue };
-        if cluster.term().is_none() {
+        if cluster.term().is_none() || Instant::now() < not_before {
             continue;
         }
         if let Some(heir) = cluster.roomy_voter().await {
             tracing::warn!(reason, "handing leadership to a voter with more room");
             cluster.hand_over_to(heir).await;
+            not_before = Instant::now() + ATTEMPT_PAUSE;
         }
     }
 }

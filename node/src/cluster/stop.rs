@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::Fatal;
-use openraft::{Instant as _, LogIdOptionExt as _, ServerState};
 use raft_store::Store;
 use raft_store::types::NodeId;
 use tokio::time::timeout;
 
-use super::Cluster;
+use super::{Cluster, heirs};
 use crate::raft::Metrics;
 
 /// Log entries on their way have this long to be confirmed before leadership is handed over.
@@ -18,8 +18,6 @@ const PAUSE_TIMEOUT: Duration = Duration::from_secs(1);
 const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
 /// … and this many are tried.
 const MAX_HEIRS: usize = 4;
-/// A voter heard from this lately is tried before others.
-const ALIVE: Duration = Duration::from_millis(250);
 /// Peers have this long to take the last answers.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Raft and its tasks have this long to end.
@@ -55,8 +53,8 @@ impl Cluster {
             return;
         };
         let metrics = self.raft().metrics().borrow_watched().clone();
-        for heir in heirs(&metrics) {
-            if self.transfer_to(heir).await {
+        for heir in heirs(&metrics).into_iter().take(MAX_HEIRS) {
+            if self.transfer_to(heir.id).await {
                 return;
             }
         }
@@ -134,24 +132,4 @@ impl Cluster {
             tracing::warn!("the data directory was not closed in time");
         }
     }
-}
-
-/// Who may take over, the best first: alive, then with the longest log. None when this node does not lead or is alone.
-fn heirs(metrics: &Metrics) -> Vec<u64> {
-    let (ServerState::Leader, Some(replication)) = (metrics.state, &metrics.replication) else {
-        return Vec::new();
-    };
-    let heard = |voter: &u64| {
-        let at = metrics.heartbeat.as_ref().and_then(|heard| heard.get(voter).copied().flatten());
-        at.is_some_and(|at| at.into_inner().elapsed() < ALIVE)
-    };
-    let mut heirs: Vec<_> = metrics
-        .membership_config
-        .membership()
-        .voter_ids()
-        .filter(|voter| *voter != metrics.id)
-        .map(|voter| (heard(&voter), replication.get(&voter).copied().flatten().index(), voter))
-        .collect();
-    heirs.sort_unstable_by(|a, b| b.cmp(a));
-    heirs.into_iter().take(MAX_HEIRS).map(|(_, _, voter)| voter).collect()
 }

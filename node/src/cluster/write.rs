@@ -160,13 +160,7 @@ impl Cluster {
             let attempt = match leader {
                 Leader::Here => self.commit_here(operations.clone(), token.clone(), deadline).await,
                 Leader::At(id, link) => {
-                    tokio::select! {
-                        biased;
-                        attempt = commit_at(&link, operations.clone(), token.clone(), deadline) => attempt,
-                        () = self.replaced(id, LAST_ANSWERS) => Err(Attempt::Final(WriteError::Unknown(
-                            "the leader was replaced before it answered".to_owned(),
-                        ))),
-                    }
+                    self.commit_at(id, &link, operations.clone(), token.clone(), deadline).await
                 }
                 Leader::Nobody => Err(Attempt::Again("no leader is known".to_owned())),
             };
@@ -194,6 +188,47 @@ impl Cluster {
     ) -> Result<BatchReply, Attempt<WriteError>> {
         let condition = token.map_or(Condition::None, Condition::Token);
         self.propose_here(operations, condition, deadline).await.map_err(Attempt::from)
+    }
+
+    /// Until the request has left this node it may go to another leader.
+    async fn commit_at(
+        &self,
+        id: NodeId,
+        link: &Link,
+        operations: Vec<Operation>,
+        token: Option<TokenMark>,
+        deadline: Instant,
+    ) -> Result<BatchReply, Attempt<WriteError>> {
+        let timeout_ms = time_for_leader(deadline);
+        let request = match token {
+            Some(token) => Request::ProposeFor { token, operations, timeout_ms },
+            None => Request::Propose { operations, timeout_ms },
+        };
+        let submitted = tokio::select! {
+            biased;
+            submitted = timeout_at(deadline, link.submit(request)) => submitted,
+            () = self.replaced(id, Duration::ZERO) => {
+                return Err(Attempt::Again("the leader was replaced while this node connected to it".to_owned()));
+            }
+        };
+        let mut pending = match submitted {
+            Ok(Ok(pending)) => pending,
+            Ok(Err(error)) => return Err(Attempt::from(error)),
+            Err(_) => return Err(Attempt::Again(format!("no connection to {} in time", link.address()))),
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = pending.answer(deadline) => answer,
+            () = self.replaced(id, LAST_ANSWERS) => {
+                let reason = "the leader was replaced before it answered".to_owned();
+                return Err(Attempt::Final(WriteError::Unknown(reason)));
+            }
+        };
+        match answer {
+            Ok(Response::Proposed(result)) => result.map_err(Attempt::from),
+            Ok(_) => Err(Attempt::Final(WriteError::Unknown("the leader's answer does not fit".to_owned()))),
+            Err(error) => Err(Attempt::from(error)),
+        }
     }
 
     /// Up to where a reader must have applied to see everything acknowledged so far.
@@ -288,30 +323,6 @@ pub(crate) fn leader_of(metrics: &Metrics) -> Option<(NodeId, NodeInfo)> {
     Some((id, node.clone()))
 }
 
-async fn commit_at(
-    link: &Link,
-    operations: Vec<Operation>,
-    token: Option<TokenMark>,
-    deadline: Instant,
-) -> Result<BatchReply, Attempt<WriteError>> {
-    let timeout_ms = time_for_leader(deadline);
-    let request = match token {
-        Some(token) => Request::ProposeFor { token, operations, timeout_ms },
-        None => Request::Propose { operations, timeout_ms },
-    };
-    match link.call(request, deadline).await {
-        Ok(Response::Proposed(result)) => result.map_err(Attempt::from),
-        Ok(_) => Err(Attempt::Final(WriteError::Unknown("the leader's answer does not fit".to_owned()))),
-        Err(error) => Err(match error {
-            CallError::NotSent(reason) => Attempt::Again(format!("the leader cannot be reached: {reason}")),
-            CallError::Refused { .. } => Attempt::Again(error.to_string()),
-            CallError::Lost(_) | CallError::Timeout(_) => {
-                Attempt::Final(WriteError::Unknown(error.to_string()))
-            }
-        }),
-    }
-}
-
 async fn read_index_at(link: &Link, deadline: Instant) -> Result<u64, String> {
     match link.call(Request::ReadIndex { timeout_ms: time_for_leader(deadline) }, deadline).await {
         Ok(Response::ReadIndex(index)) => Ok(index),
@@ -333,6 +344,16 @@ pub(super) async fn pause(metrics: &mut MetricsWatch, deadline: Instant) -> Resu
         tokio::time::sleep_until(wake).await;
     }
     if Instant::now() < deadline { Ok(()) } else { Err(()) }
+}
+
+impl From<CallError> for Attempt<WriteError> {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::NotSent(reason) => Self::Again(format!("the leader cannot be reached: {reason}")),
+            CallError::Refused { .. } => Self::Again(error.to_string()),
+            CallError::Lost(_) | CallError::Timeout(_) => Self::Final(WriteError::Unknown(error.to_string())),
+        }
+    }
 }
 
 impl From<ProposeFailure> for Attempt<WriteError> {

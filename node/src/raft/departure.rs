@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use openraft::{ChangeMembers, LogIdOptionExt as _};
+use openraft::{ChangeMembers, ServerState};
 use raft_store::NodeInfo;
 use raft_store::types::NodeId;
 use tokio::task::JoinSet;
@@ -17,10 +17,12 @@ use super::membership::{
     ALIVE_TIMEOUT, ChangeAllowed, busy, change_allowed, change_members, metrics, settle,
 };
 use super::wire::{Refusal, Request, Response};
-use crate::cluster::{Cluster, leader_of};
+use crate::cluster::{Cluster, Heir, heirs, leader_of};
 
 /// A node that leaves has this long to finish what is under way on it.
 pub(crate) const LEAVING_TIME: Duration = Duration::from_secs(3);
+/// A leader that is to hand over waits this long for a voter that can take over at once.
+const HEIR_TIME: Duration = Duration::from_secs(2);
 
 /// Whether missing voters stand in the way of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,11 +48,11 @@ pub(crate) async fn remove(
 ) -> Result<MemberChanged, Refusal> {
     settle(cluster.raft()).await?;
     let metrics = metrics(cluster);
-    let (id, node) = find(&metrics, member)?;
+    let (id, node) = find(&metrics, member, None)?;
     let is_voter = metrics.membership_config.membership().voter_ids().any(|voter| voter == id);
     if is_voter {
         check_quorum(cluster, &metrics, id, None, force).await?;
-        hand_over_before_leaving(cluster, &metrics, id).await?;
+        hand_over_before_leaving(cluster, id).await?;
     }
     let ChangeAllowed = change_allowed(&metrics)?;
     let_finish(cluster, &metrics, id).await;
@@ -61,20 +63,44 @@ pub(crate) async fn remove(
     Ok(MemberChanged::Removed { id, node })
 }
 
-/// A member by name, or by id as the API (decimal) or the log (16 hex digits) shows it.
-pub(super) fn find(metrics: &Metrics, member: &str) -> Result<(NodeId, NodeInfo), Refusal> {
-    let membership = metrics.membership_config.membership();
-    let by = |matches: &dyn Fn(NodeId, &NodeInfo) -> bool| {
-        membership.nodes().find(|(id, node)| matches(**id, node)).map(|(id, node)| (*id, node.clone()))
-    };
-    by(&|_, node| node.name == member)
-        .or_else(|| by(&|id, _| id.to_string() == member))
-        .or_else(|| by(&|id, _| format!("{id:016x}") == member))
+/// A member by name, or by id as the API (decimal) or the log (16 hex digits) shows it. `except` is not meant: a node that
+/// takes the place of another may have its name.
+pub(crate) fn find(
+    metrics: &Metrics,
+    member: &str,
+    except: Option<NodeId>,
+) -> Result<(NodeId, NodeInfo), Refusal> {
+    let nodes = metrics.membership_config.membership().nodes();
+    let nodes: Vec<_> = nodes.filter(|(id, _)| Some(**id) != except).collect();
+    find_among(&nodes, member).map_err(Refusal::Change)
+}
+
+fn find_among(nodes: &[(&NodeId, &NodeInfo)], member: &str) -> Result<(NodeId, NodeInfo), ChangeRefusal> {
+    let named: Vec<_> = nodes.iter().filter(|(_, node)| node.name == member).collect();
+    if named.len() > 1 {
+        let ids: Vec<_> = named.iter().map(|(id, node)| format!("{id} ({})", node.raft_address)).collect();
+        let message = format!(
+            "{} members are named {member}; name the one that is meant by its id: {}",
+            named.len(),
+            ids.join(", ")
+        );
+        return Err(ChangeRefusal::new(RefusalKind::Unfit, message));
+    }
+    named
+        .first()
+        .copied()
+        .or_else(|| nodes.iter().find(|(id, _)| is_id(member, **id)))
+        .map(|(id, node)| (**id, (*node).clone()))
         .ok_or_else(|| {
-            let names: Vec<_> = membership.nodes().map(|(_, node)| node.name.as_str()).collect();
+            let names: Vec<_> = nodes.iter().map(|(_, node)| node.name.as_str()).collect();
             let message = format!("{member} is no member of the cluster; members are {}", names.join(", "));
-            Refusal::Change(ChangeRefusal::new(RefusalKind::NoSuchMember, message))
+            ChangeRefusal::new(RefusalKind::NoSuchMember, message)
         })
+}
+
+/// True when `text` is this id.
+pub(super) fn is_id(text: &str, id: NodeId) -> bool {
+    text == id.to_string() || text == format!("{id:016x}")
 }
 
 /// Refuses when the voters that stay (and the one that comes) could not form a majority of nodes in reach.
@@ -137,15 +163,11 @@ async fn unreachable(cluster: &Cluster, nodes: Vec<(NodeId, NodeInfo)>) -> Vec<S
 }
 
 /// When it is this node, leadership goes elsewhere and the change is for the new leader to make.
-pub(super) async fn hand_over_before_leaving(
-    cluster: &Cluster,
-    metrics: &Metrics,
-    leaving: NodeId,
-) -> Result<(), Refusal> {
+pub(super) async fn hand_over_before_leaving(cluster: &Cluster, leaving: NodeId) -> Result<(), Refusal> {
     if leaving != cluster.id() {
         return Ok(());
     }
-    let heir = heir(metrics, &[leaving]).ok_or_else(|| busy("no other voter can lead"))?;
+    let heir = ready_heir(cluster, None).await?;
     let leader = hand_over(cluster, heir).await?;
     Err(Refusal::NotLeader { leader: Some(leader) })
 }
@@ -153,13 +175,10 @@ pub(super) async fn hand_over_before_leaving(
 /// Makes another voter the leader. This node must be the leader.
 pub(crate) async fn step_down(cluster: &Cluster, to: Option<&str>) -> Result<MemberChanged, Refusal> {
     let metrics = metrics(cluster);
-    let heir = match to {
-        None => heir(&metrics, &[cluster.id()]).ok_or_else(|| {
-            let message = "this node is the only voter; nobody else can lead";
-            Refusal::Change(ChangeRefusal::new(RefusalKind::NoQuorumLeft, message))
-        })?,
+    let wanted = match to {
+        None => None,
         Some(to) => {
-            let (id, node) = find(&metrics, to)?;
+            let (id, node) = find(&metrics, to, None)?;
             if id == cluster.id() {
                 return Ok(MemberChanged::Leads { id, node });
             }
@@ -168,14 +187,57 @@ pub(crate) async fn step_down(cluster: &Cluster, to: Option<&str>) -> Result<Mem
                 return Err(Refusal::Change(ChangeRefusal::new(RefusalKind::Unfit, message)));
             }
             if !unreachable(cluster, vec![(id, node.clone())]).await.is_empty() {
-                let message = format!("{node} cannot be reached, so it cannot lead; name another node");
-                return Err(Refusal::Change(ChangeRefusal::new(RefusalKind::Unreachable, message)));
+                return Err(out_of_reach(&node));
             }
-            id
+            Some((id, node))
         }
     };
+    let heir = ready_heir(cluster, wanted).await?;
     let (id, node) = hand_over(cluster, heir).await?;
     Ok(MemberChanged::Leads { id, node })
+}
+
+fn out_of_reach(node: &NodeInfo) -> Refusal {
+    let message = format!("{node} cannot be reached, so it cannot lead; name another node");
+    Refusal::Change(ChangeRefusal::new(RefusalKind::Unreachable, message))
+}
+
+/// The wanted voter, else the best one, once it can take over at once: one that is away or behind would leave the cluster
+/// without a leader for a while.
+async fn ready_heir(cluster: &Cluster, wanted: Option<(NodeId, NodeInfo)>) -> Result<NodeId, Refusal> {
+    let only = wanted.as_ref().map(|(id, _)| *id);
+    let candidates = move |metrics: &Metrics| {
+        heirs(metrics).into_iter().filter(move |heir| only.is_none_or(|id| id == heir.id))
+    };
+    let decided = |metrics: &Metrics| {
+        metrics.state != ServerState::Leader || candidates(metrics).any(|heir| heir.is_ready())
+    };
+    let metrics =
+        match cluster.raft().wait(Some(HEIR_TIME)).metrics(decided, "a voter that can take over").await {
+            Ok(metrics) => metrics,
+            Err(_) => metrics(cluster),
+        };
+    if metrics.state != ServerState::Leader {
+        return Err(Refusal::NotLeader { leader: leader_of(&metrics).filter(|(id, _)| *id != cluster.id()) });
+    }
+    if let Some(heir) = candidates(&metrics).find(Heir::is_ready) {
+        return Ok(heir.id);
+    }
+    Err(match (wanted, candidates(&metrics).next()) {
+        (Some((_, node)), Some(heir)) if heir.heard => busy(&format!(
+            "{node} is {} log entries behind and would let writes wait; ask again when it has caught up, or name another \
+             node",
+            heir.behind
+        )),
+        (Some((_, node)), _) => out_of_reach(&node),
+        (None, None) => {
+            let message = "this node is the only voter; nobody else can lead";
+            Refusal::Change(ChangeRefusal::new(RefusalKind::NoQuorumLeft, message))
+        }
+        (None, Some(_)) => {
+            busy("no other voter is in reach and has caught up, so nobody can take over the lead")
+        }
+    })
 }
 
 async fn hand_over(cluster: &Cluster, heir: NodeId) -> Result<(NodeId, NodeInfo), Refusal> {
@@ -185,22 +247,32 @@ async fn hand_over(cluster: &Cluster, heir: NodeId) -> Result<(NodeId, NodeInfo)
         .ok_or_else(|| busy("no other node took over the lead in time"))
 }
 
-/// The voter with the longest log.
-fn heir(metrics: &Metrics, except: &[NodeId]) -> Option<NodeId> {
-    let replication = metrics.replication.as_ref()?;
-    metrics
-        .membership_config
-        .membership()
-        .voter_ids()
-        .filter(|voter| !except.contains(voter))
-        .max_by_key(|voter| replication.get(voter).copied().flatten().index())
-}
-
 /// Asks a node to finish what is under way on it and to take no more. One that is down has nothing under way.
 pub(super) async fn let_finish(cluster: &Cluster, metrics: &Metrics, leaving: NodeId) {
     let Some(node) = metrics.membership_config.membership().get_node(&leaving) else { return };
     let link = cluster.peers().link(&node.raft_address, Some(leaving), Purpose::Forward);
     if let Err(error) = link.call(Request::Leaving, Instant::now() + LEAVING_TIME).await {
         tracing::info!(node = %node, %error, "a node leaves without a word");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_two_members_have_is_refused_with_their_ids() {
+        let at = |address: &str| NodeInfo { name: "server-2".to_owned(), raft_address: address.to_owned() };
+        let (old, new) = (at("10.1.0.2:8081"), at("10.1.0.9:8081"));
+        let both = [(&20, &old), (&90, &new)];
+        let refused = find_among(&both, "server-2").unwrap_err();
+        assert_eq!(refused.kind, RefusalKind::Unfit);
+        for part in ["20 (10.1.0.2:8081)", "90 (10.1.0.9:8081)", "by its id"] {
+            assert!(refused.message.contains(part), "{refused}");
+        }
+        assert_eq!(find_among(&both, "90").unwrap(), (90, new.clone()));
+        assert_eq!(find_among(&both, "0000000000000014").unwrap(), (20, old.clone()));
+        assert_eq!(find_among(&both[..1], "server-2").unwrap(), (20, old.clone()));
+        assert_eq!(find_among(&both, "server-3").unwrap_err().kind, RefusalKind::NoSuchMember);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, LogIdOptionExt as _};
-use raft_store::types::NodeId;
+use raft_store::types::{LogId, NodeId};
 use raft_store::{NodeInfo, TypeConfig};
 use tokio::time::{Instant, timeout_at};
 
@@ -88,17 +88,18 @@ pub(crate) async fn add(
     }
     let leaving = match replaces {
         None => None,
-        Some(old) => match departure::find(&metrics, old) {
-            Ok((old, _)) if old == id => return unfit(format!("{node} cannot replace itself")),
+        Some(old) if departure::is_id(old, id) => return unfit(format!("{node} cannot replace itself")),
+        // The newcomer may have the name of the one it replaces.
+        Some(old) => match departure::find(&metrics, old, Some(id)) {
             Ok((old, _)) => Some(old),
             // Run a second time: the change was made the first time.
-            Err(_) if is_voter => None,
+            Err(Refusal::Change(refusal)) if is_voter && refusal.kind == RefusalKind::NoSuchMember => None,
             Err(refusal) => return Err(refusal),
         },
     };
     if let Some(leaving) = leaving {
         departure::check_quorum(cluster, &metrics, leaving, Some((id, &node)), force).await?;
-        departure::hand_over_before_leaving(cluster, &metrics, leaving).await?;
+        departure::hand_over_before_leaving(cluster, leaving).await?;
     }
     let newcomer = Newcomer { id, node: node.clone(), pristine: true };
     match admit(cluster, newcomer, leaving, deadline).await? {
@@ -231,7 +232,11 @@ pub(super) async fn settle(raft: &Raft) -> Result<(), Refusal> {
     let ChangeAllowed = change_allowed(&metrics)?;
     tracing::info!("finishing a change of the membership that another leader began");
     let nothing_new = ChangeMembers::AddVoterIds(BTreeSet::new());
-    change_members(raft, nothing_new, Instant::now() + CHANGE_TIME).await
+    change_members(raft, nothing_new, Instant::now() + CHANGE_TIME).await.map_err(|refusal| match refusal {
+        // That is about the other change; the one asked for now has not begun.
+        Refusal::Unknown(reason) => busy(&reason),
+        refusal => refusal,
+    })
 }
 
 pub(super) async fn change_members(
@@ -240,13 +245,26 @@ pub(super) async fn change_members(
     deadline: Instant,
 ) -> Result<(), Refusal> {
     let deadline = deadline.max(Instant::now() + CHANGE_TIME);
+    let before = newest_membership(raft).await;
     match timeout_at(deadline, raft.change_membership(change, false)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(refusal(&error)),
-        Err(_) => {
-            Err(busy("no majority has confirmed the change yet; it goes on when enough nodes are back"))
+        Ok(Err(error)) => {
+            let refusal = refusal(&error);
+            // A change has two steps. When the first was made, another leader makes the second.
+            if before.is_some() && newest_membership(raft).await == before {
+                return Err(refusal);
+            }
+            Err(Refusal::Unknown(format!("the change began and was interrupted: {refusal}")))
         }
+        Err(_) => Err(Refusal::Unknown(
+            "no majority has confirmed the change yet; it goes on when enough nodes are back".to_owned(),
+        )),
     }
+}
+
+/// Where in the log the newest membership is; `None` when raft has ended.
+async fn newest_membership(raft: &Raft) -> Option<Option<LogId>> {
+    raft.with_raft_state(|state| *state.membership_state.effective().log_id()).await.ok()
 }
 
 pub(super) struct ChangeAllowed;
@@ -287,8 +305,30 @@ pub(super) fn metrics(cluster: &Cluster) -> Metrics {
 }
 
 pub(super) fn refusal(error: &RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Refusal {
-    match error.forward_to_leader() {
-        Some(forward) => Refusal::NotLeader { leader: forward.leader_id.zip(forward.leader_node.clone()) },
-        None => busy(&format!("change membership: {error}")),
+    match error {
+        // It was in the log: another leader may have committed it.
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => {
+            Refusal::Unknown(format!("change membership: {error}"))
+        }
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            Refusal::NotLeader { leader: forward.leader_id.zip(forward.leader_node.clone()) }
+        }
+        RaftError::APIError(_) => busy(&format!("change membership: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::errors::ForwardToLeader;
+
+    use super::*;
+
+    #[test]
+    fn a_change_that_was_logged_before_leadership_was_lost_is_in_doubt() {
+        let lost = || ForwardToLeader::empty();
+        let logged = RaftError::APIError(ClientWriteError::LogEntryDiscarded(lost()));
+        assert!(matches!(refusal(&logged), Refusal::Unknown(_)));
+        let never_logged = RaftError::APIError(ClientWriteError::ForwardToLeader(lost()));
+        assert_eq!(refusal(&never_logged), Refusal::NotLeader { leader: None });
     }
 }

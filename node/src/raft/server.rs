@@ -453,7 +453,7 @@ impl Cluster {
             Request::Join { id, node, pristine } => {
                 self.join_here(id, node, pristine).await.map(|()| Response::Joined)
             }
-            Request::Room => Ok(Response::Room(self.room().is_ok())),
+            Request::Room => Ok(Response::Room(self.has_room_to_spare())),
             Request::Process => Ok(Response::Process { id: self.id(), process: self.process() }),
             Request::Misses { vote } => Ok(succession::answer(self, vote).await),
             Request::Identify => self.identity().await.map(Response::Probe),

@@ -38,8 +38,12 @@ const SILENCE_ASKED: Duration = Duration::from_millis(300);
 const ASK_TIMEOUT: Duration = Duration::from_millis(200);
 /// The leader has this long to show that it is there after its connection broke, and …
 const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
-/// … when that told nothing, it is probed again after this time.
+/// … when that told nothing or its connection breaks again, it is looked at again after this time, …
 const PROBE_PAUSE: Duration = Duration::from_millis(5);
+/// … each time twice as long, up to this, while it is heard on other connections, …
+const LONGEST_PROBE_PAUSE: Duration = Duration::from_millis(500);
+/// … until a connection lasts this long.
+const LASTING: Duration = Duration::from_secs(1);
 /// A successor has this long to lead before all is looked at again; also the first pause when no majority agrees …
 const SUCCESSION_PAUSE: Duration = Duration::from_millis(100);
 /// … and the longest.
@@ -155,13 +159,39 @@ async fn silent(heard: &Heard, leader: &Followed) {
 
 async fn gone(cluster: &Cluster, leader: &Followed) {
     let link = cluster.peers().link(&leader.node.raft_address, Some(leader.id), Purpose::Forward);
+    let mut pauses = ProbePauses::default();
     loop {
+        let since = Instant::now();
         link.until_closed().await;
-        match probe(cluster, leader.id, &leader.node).await {
-            Presence::Gone => return,
-            Presence::Leads => {}
-            Presence::Unclear => sleep(PROBE_PAUSE).await,
+        let lasted = since.elapsed();
+        if let Presence::Gone = probe(cluster, leader.id, &leader.node).await {
+            return;
         }
+        let heard = cluster.heard().last(leader.id).is_some_and(|at| at.elapsed() < SILENCE);
+        sleep(pauses.after(lasted, heard)).await;
+    }
+}
+
+/// A leader that is heard but refuses this connection is not called hundreds of times a second.
+struct ProbePauses {
+    next: Duration,
+}
+
+impl Default for ProbePauses {
+    fn default() -> Self {
+        Self { next: PROBE_PAUSE }
+    }
+}
+
+impl ProbePauses {
+    /// After a connection that lasted so long; `heard` tells whether the leader shows itself otherwise.
+    fn after(&mut self, lasted: Duration, heard: bool) -> Duration {
+        if lasted >= LASTING || !heard {
+            self.next = PROBE_PAUSE;
+        }
+        let pause = self.next;
+        self.next = (pause * 2).min(LONGEST_PROBE_PAUSE);
+        pause
     }
 }
 
@@ -266,4 +296,24 @@ pub(crate) async fn answer(cluster: &Cluster, vote: Vote) -> Response {
 
 async fn last_log_id(raft: &Raft) -> Option<Option<LogId>> {
     raft.with_raft_state(|state| state.log_ids.last().copied()).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_that_is_heard_but_refuses_a_connection_is_called_less_and_less() {
+        let mut pauses = ProbePauses::default();
+        let mut total = Duration::ZERO;
+        for _ in 0..20 {
+            total += pauses.after(Duration::ZERO, true);
+        }
+        assert!(total > LONGEST_PROBE_PAUSE * 10, "{total:?}");
+        assert_eq!(pauses.after(Duration::ZERO, true), LONGEST_PROBE_PAUSE);
+        // One that is not heard is looked at closely, and so is one whose connection was well.
+        assert_eq!(pauses.after(Duration::ZERO, false), PROBE_PAUSE);
+        assert_eq!(pauses.after(Duration::ZERO, true), PROBE_PAUSE * 2);
+        assert_eq!(pauses.after(LASTING, true), PROBE_PAUSE);
+    }
 }

@@ -262,6 +262,9 @@ pub(crate) enum Refusal {
          and empty its data directory (keep tls/)"
     )]
     SameId(NodeId),
+    /// A change of the membership began, and may or may not take effect.
+    #[error("{0}")]
+    Unknown(String),
 }
 
 /// Why a forwarded write did not succeed.

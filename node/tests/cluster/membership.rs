@@ -186,6 +186,23 @@ async fn a_dead_node_and_a_live_one_are_replaced_and_asking_again_changes_nothin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_replaces_the_node_whose_name_it_has_and_asking_again_changes_nothing() {
+    let mut nodes = Nodes::start(3, Tuning::default()).await;
+    let gone = nodes.follower().await;
+    let (name, old) = (nodes.node(gone).name().to_owned(), nodes.node(gone).id());
+    nodes.kill(gone).await;
+    let asked = nodes.leader().await;
+    let newcomer = nodes.start_waiting(&name).await;
+    for _again in 0..2 {
+        replace(nodes.node(asked), &name, nodes.raft_address(newcomer)).await.unwrap();
+        let members = nodes.node(asked).members(PATIENCE).await;
+        let ids: Vec<_> = members.iter().map(|member| member.id).collect();
+        assert_eq!(members.len(), 3, "{members:?}");
+        assert!(ids.contains(&nodes.node(newcomer).id()) && !ids.contains(&old), "{members:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_removal_that_would_leave_no_quorum_is_refused_and_names_the_missing() {
     let mut nodes = Nodes::start(3, Tuning::default()).await;
     let leader = nodes.leader().await;

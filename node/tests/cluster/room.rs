@@ -59,7 +59,8 @@ async fn a_leader_on_a_low_disk_hands_over_and_additions_go_on() {
     disks[first].fill(NEARLY_FULL_BYTES);
     until_room_is(nodes.node(first), false).await;
 
-    let deadline = Instant::now() + PATIENCE;
+    // An attempt that failed is not made again at once.
+    let deadline = Instant::now() + PATIENCE * 3;
     while nodes.leader().await == first {
         assert!(Instant::now() < deadline, "the leader stays");
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -134,6 +134,12 @@ fn the_bytes_of_version_1_are_frozen() {
             "01010006040178",
         ),
         (
+            encode(&Answer { sequence: 1, response: Response::Refused(Refusal::Unknown("x".to_owned())) })
+                .unwrap()
+                .to_vec(),
+            "010100090178",
+        ),
+        (
             encode(&Answer { sequence: 1, response: Response::Refused(Refusal::SameId(7)) })
                 .unwrap()
                 .to_vec(),
