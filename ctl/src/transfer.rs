@@ -220,7 +220,7 @@ mod tests {
             finish(&file, piece).unwrap();
             finish(&file[..file.len() - 1], piece).unwrap_err();
         }
-        let mut flipped = file.clone();
+        let mut flipped = file;
         flipped[100] ^= 1;
         assert!(finish(&flipped, 7).unwrap_err().to_string().starts_with("backup is damaged"));
         finish(&[], 1).unwrap_err();

@@ -38,8 +38,9 @@ fn chaos_catches_acknowledgements_before_the_sync_when_all_lose_power() {
     let plan = Plan::Given(vec![Fault::PowerLossEverywhere]);
     let options = Options { syncs: Syncs::Ignored, ..Options::new(12, plan) };
     let kinds = broken(&options);
+    // Which of the two shows it is a matter of what the clients added again afterwards.
     let lost = [ViolationKind::LostWrite, ViolationKind::NotLinearizable];
-    assert!(lost.iter().all(|kind| kinds.contains(kind)), "{kinds:?}");
+    assert!(lost.iter().any(|kind| kinds.contains(kind)), "{kinds:?}");
 }
 
 #[test]

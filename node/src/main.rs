@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     start_tracing();
     // An error means that a provider is there already, and there is only this one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match serve(flags) {
+    match serve(&flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(flags: Flags) -> anyhow::Result<()> {
+fn serve(flags: &Flags) -> anyhow::Result<()> {
     // A new runtime each time: nothing of the node before works on.
     while serve_once(flags.clone())? == Ended::Again {
         tracing::info!("the node starts again");

@@ -119,6 +119,7 @@ async fn fresh_snapshot(app: &AppState, revision: u64) -> Result<Snapshot, Probl
             return Err(unable("it takes too long"));
         }
         if now >= ask_at {
+            cluster.snapshots().room_to_build().map_err(|error| unable(&error.to_string()))?;
             cluster.raft().trigger().snapshot().await.map_err(|error| unable(&error.to_string()))?;
             ask_at = now + TRIGGER_INTERVAL;
         }

@@ -154,7 +154,14 @@ impl Cluster {
             let raft = raft.clone();
             confirmed.run(move |deadline| confirm_read(raft.clone(), deadline))
         }));
-        tasks.spawn(compaction::run(raft, store.log, tuning, standing, stop.clone()));
+        tasks.spawn(compaction::run(
+            raft,
+            store.log,
+            cluster.snapshots().clone(),
+            tuning,
+            standing,
+            stop.clone(),
+        ));
         cluster.inner.serving.spawn(server::run(cluster.clone(), listener, tls, ending));
         tasks.spawn(room::run(cluster.clone(), stop.clone()));
         tasks.spawn(succession::run(cluster.clone(), stop.clone()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use openraft::LogIdOptionExt as _;
 use openraft::async_runtime::WatchReceiver as _;
 use raft_store::log::SyncTimesSnapshot;
-use raft_store::{LogSize, LogStore};
+use raft_store::{LogSize, LogStore, Snapshots};
 use rand::Rng as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,7 @@ impl LogStanding {
 pub(crate) async fn run(
     raft: Raft,
     log: LogStore,
+    snapshots: Snapshots,
     tuning: Tuning,
     standing: watch::Sender<LogStanding>,
     stop: CancellationToken,
@@ -45,6 +46,7 @@ pub(crate) async fn run(
     let metrics = raft.metrics();
     let mut last = snapshot_index(&metrics.borrow_watched());
     let mut threshold = jittered(tuning.snapshot_after_entries);
+    let mut put_off = false;
     let mut ticks = tokio::time::interval(CHECK_INTERVAL);
     loop {
         tokio::select! {
@@ -64,6 +66,13 @@ pub(crate) async fn run(
         if behind < threshold && !large {
             continue;
         }
+        if let Err(error) = snapshots.room_to_build() {
+            if !std::mem::replace(&mut put_off, true) {
+                tracing::warn!(%error, "the log cannot be cut; trying again when there is room");
+            }
+            continue;
+        }
+        put_off = false;
         tracing::info!(applied, entries = size.entries, bytes = size.bytes, "making a snapshot");
         if raft.trigger().snapshot().await.is_err() {
             return;

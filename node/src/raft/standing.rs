@@ -66,8 +66,11 @@ impl Fence {
     }
 
     pub(crate) fn close(&self, reason: String) {
-        if self.inner.reason.set(reason.clone()).is_ok() {
-            tracing::error!(reason, "this node does not belong to the cluster and serves nobody");
+        if self.inner.reason.set(reason).is_ok() {
+            tracing::error!(
+                reason = self.reason(),
+                "this node does not belong to the cluster and serves nobody"
+            );
             self.inner.closed.cancel();
         }
     }
