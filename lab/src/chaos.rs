@@ -8,7 +8,7 @@
 //!  projection ──▶ linearize (one key) ──▶ witness ──▶ verdict ◀── revisions (across keys), lost writes, agreement
 //! ```
 //!
-//! - [`run`] does all of it; [`Options`] choose length, seed and faults.
+//! - [`run()`] does all of it; [`Options`] choose length, seed and faults.
 //! - [`linearize`] is the checker, [`history`] what it checks.
 //!
 //! The same seed draws the same faults and the same calls; how they interleave is the machine's affair.

@@ -1,6 +1,6 @@
 //! Whole lists at once.
 //!
-//! [`import`] reads a list in one of three [`format`]s, checks all of it, and writes it in batches, several of which are
+//! [`import`] reads a list in one of three [`mod@format`]s, checks all of it, and writes it in batches, several of which are
 //! on their way at a time; [`export`] streams the list as import reads it.
 
 pub(super) mod export;
