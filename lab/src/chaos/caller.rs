@@ -163,6 +163,11 @@ fn problem(call: &Call, status: StatusCode, body: &[u8]) -> Option<Reply> {
     if status == StatusCode::SERVICE_UNAVAILABLE && REFUSALS.contains(&code) {
         return Some(Reply::Refused);
     }
+    // On a full disk only what makes the list longer may be refused.
+    let grows = matches!(call, Call::Add(_));
+    if status == StatusCode::INSUFFICIENT_STORAGE && code == "disk_full" && grows {
+        return Some(Reply::Refused);
+    }
     if status == StatusCode::GATEWAY_TIMEOUT && UNKNOWNS.contains(&code) {
         return Some(match call {
             // The word is a promise of the API.
@@ -219,6 +224,9 @@ mod tests {
         let problem = |code: &str| format!(r#"{{"code":"{code}","detail":"the outcome is unknown"}}"#);
         let add = Call::Add(KEY);
         assert_eq!(reply(&add, 503, &problem("no_quorum")), Reply::Refused);
+        assert_eq!(reply(&add, 507, &problem("disk_full")), Reply::Refused);
+        let remove = reply(&Call::Delete(KEY, ID), 507, &problem("disk_full"));
+        assert!(matches!(remove, Reply::Unexpected(_)), "removals are how room is made");
         assert_eq!(reply(&add, 504, &problem("outcome_unknown")), Reply::Answered(Answer::Unknown, None));
         assert_eq!(reply(&Call::Get(KEY, ID), 504, &problem("deadline_exceeded")), Reply::Lost);
         for (status, code) in [(500, "internal"), (401, "unauthorized"), (503, "something")] {
