@@ -21,6 +21,7 @@ pub(crate) mod meter;
 pub(crate) mod network;
 pub(crate) mod proposer;
 pub(crate) mod read_rounds;
+mod refusals;
 pub(crate) mod server;
 pub(crate) mod settings;
 pub(crate) mod snapshot;

@@ -1,10 +1,8 @@
 //! The listener for peers: TLS with client certificates, frames, dispatch.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use super::handshakes::{Handshake, Handshakes};
 use super::link::tune;
 use super::proposer::Condition;
+use super::refusals::Refusals;
 use super::snapshot::Incoming;
 use super::succession;
 use super::wire::{Answer, Envelope, GOODBYE_SEQUENCE, Refusal, Request, Response, decode, encode, framing};
@@ -41,10 +40,6 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_REQUESTS: usize = 256;
 /// Appends of one connection under way, likewise. More than a peer sends ahead.
 const MAX_APPENDS: usize = 32;
-/// The same refusal of the same address is logged once in this time …
-const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(10);
-/// … for this many addresses and reasons.
-const MAX_REFUSALS: usize = 256;
 /// A node that leaves gives requests it has begun with this much time.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// … and the peer this much to close its end.
@@ -144,42 +139,6 @@ async fn welcome(
         }
         Ok(Err(error)) => refusals.tell(remote, &shown.subject(), &reason(&error)),
         Err(_) => refusals.tell(remote, &shown.subject(), "no TLS handshake in time"),
-    }
-}
-
-/// Who was refused lately: a node with a wrong certificate tries many times a second.
-#[derive(Clone, Default)]
-struct Refusals {
-    told: Arc<Mutex<HashMap<(IpAddr, String), Told>>>,
-}
-
-struct Told {
-    at: Instant,
-    /// Since then.
-    untold: u64,
-}
-
-impl Refusals {
-    fn tell(&self, remote: SocketAddr, certificate: &str, reason: &str) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.retain(|_, told| told.at.elapsed() < REFUSAL_LOG_INTERVAL || told.untold > 0);
-        if told.len() >= MAX_REFUSALS {
-            told.clear();
-        }
-        let more = match told.entry((remote.ip(), reason.to_owned())) {
-            Entry::Occupied(mut before) if before.get().at.elapsed() < REFUSAL_LOG_INTERVAL => {
-                before.get_mut().untold += 1;
-                return;
-            }
-            Entry::Occupied(mut before) => {
-                std::mem::replace(before.get_mut(), Told { at: Instant::now(), untold: 0 }).untold
-            }
-            Entry::Vacant(place) => {
-                place.insert(Told { at: Instant::now(), untold: 0 });
-                0
-            }
-        };
-        tracing::warn!(peer = %remote, certificate, reason, more, "refused a peer connection");
     }
 }
 
