@@ -12,6 +12,8 @@
 //! name, entries by id, kept answers by age (the footer does not count those). Resolutions come before the entries that own what they publish. Nothing in the file depends on
 //! when or where it was written, so two nodes write the same bytes for the same state.
 
+mod sums;
+
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -31,6 +33,7 @@ use crate::kept::{Kept, KeptAnswer};
 use crate::layout::DATA_VERSION;
 use crate::state::{Resolution, State};
 use crate::types::{LogId, StoredMembership};
+use sums::{Summed, Summing};
 
 /// Last byte of the magic.
 pub(crate) const FORMAT_VERSION: u8 = 1;
@@ -309,37 +312,6 @@ fn length(len: usize) -> io::Result<[u8; 4]> {
 
 fn damaged(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("not a valid snapshot: {reason}"))
-}
-
-struct Summed<W> {
-    inner: W,
-    sum: Sha256,
-}
-
-impl<W: Write> Write for Summed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.sum.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-#[derive(Default)]
-struct Summing(Sha256);
-
-impl Write for Summing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 struct BlockWriter<'a, W> {
