@@ -251,6 +251,25 @@ impl Api {
         read(self.send(self.client.get(self.url("/api/v1/status")))?)
     }
 
+    /// Makes the server at a raft address a voter. False while it is being sent the state: asking again waits on.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub fn add_member(&self, address: &str) -> Result<bool, ApiError> {
+        let body = serde_json::json!({ "address": address });
+        let response = self.send(self.post("/api/v1/cluster/members").json(&body))?;
+        Ok(response.status() == StatusCode::OK)
+    }
+
+    /// Puts a backup into this cluster, which has no entries yet.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub fn restore(&self, backup: Vec<u8>) -> Result<(), ApiError> {
+        let request = self.post("/api/v1/restore").header("content-type", "application/octet-stream");
+        self.send(request.body(backup)).map(drop)
+    }
+
     /// Removes a server from the cluster by its name.
     ///
     /// # Errors
@@ -259,12 +278,12 @@ impl Api {
         self.send(self.client.delete(self.url(&format!("/api/v1/cluster/members/{name}")))).map(drop)
     }
 
-    /// Makes another server the leader.
+    /// Makes another server the leader, the named one if there is a name.
     ///
     /// # Errors
     /// [`ApiError`].
-    pub fn step_down(&self) -> Result<(), ApiError> {
-        self.send(self.post("/api/v1/cluster/step-down").json(&serde_json::json!({}))).map(drop)
+    pub fn step_down(&self, to: Option<&str>) -> Result<(), ApiError> {
+        self.send(self.post("/api/v1/cluster/step-down").json(&serde_json::json!({ "to": to }))).map(drop)
     }
 
     /// Makes a token and returns its secret.

@@ -40,6 +40,23 @@ impl SharedFiles {
     }
 }
 
+/// What a server is to its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// One of the first so many, which found it.
+    Founder {
+        /// How many.
+        of: usize,
+    },
+    /// Waits to be added to the cluster of the first so many.
+    Newcomer {
+        /// How many.
+        to: usize,
+    },
+    /// A cluster by itself, with a token of its own.
+    Alone,
+}
+
 /// A server process in its namespace.
 #[derive(Debug)]
 pub struct Server {
@@ -60,11 +77,12 @@ impl Server {
     /// # Errors
     /// When files cannot be written or the binary is missing.
     pub fn start(run: &Run, network: &Network, index: usize, binaries: &Binaries) -> Result<Self> {
-        Self::start_in(run, network, index, binaries, &[])
+        Self::start_as(Part::Founder { of: network.servers.len() }, run, network, index, binaries, &[])
     }
 
-    /// As [`Self::start`], with `environment` beside ours.
-    pub(crate) fn start_in(
+    /// As [`Self::start`], as any part of a cluster, and with `environment` beside ours.
+    pub(crate) fn start_as(
+        part: Part,
         run: &Run,
         network: &Network,
         index: usize,
@@ -74,11 +92,20 @@ impl Server {
         let name = format!("srv{}", index + 1);
         let namespace = network.servers.get(index).with_context(|| format!("the lab has no {name}"))?;
         let address = |index| Net::Management.v4(addresses::server(index));
-        let files = SharedFiles::of(run);
+        let mut files = SharedFiles::of(run);
         let data = run.directory().join(&name);
         fs::create_dir_all(&data).with_context(|| format!("create {}", data.display()))?;
+        let (peers, join): (Vec<usize>, &str) = match part {
+            Part::Founder { of } => ((0..of).collect(), "auto"),
+            Part::Newcomer { to } => ((0..to).chain([index]).collect(), "wait"),
+            Part::Alone => {
+                // Its bootstrap makes a token of its own.
+                files.admin_token = run.directory().join(format!("{name}.admin.token"));
+                (vec![index], "auto")
+            }
+        };
         let peers: Vec<String> =
-            (0..network.servers.len()).map(|peer| format!("\"{}:{RAFT_PORT}\"", address(peer))).collect();
+            peers.into_iter().map(|peer| format!("\"{}:{RAFT_PORT}\"", address(peer))).collect();
         let own = address(index);
         let config = run.directory().join(format!("{name}.yaml"));
         fs::write(
@@ -86,7 +113,7 @@ impl Server {
             format!(
                 "node: {{ name: {name}, data_dir: {data} }}\n\
                  listen: {{ api: \"0.0.0.0:{API_PORT}\", feed: \"0.0.0.0:{FEED_PORT}\", raft: \"0.0.0.0:{RAFT_PORT}\" }}\n\
-                 cluster: {{ advertise: \"{own}:{RAFT_PORT}\", peers: [{peers}] }}\n\
+                 cluster: {{ advertise: \"{own}:{RAFT_PORT}\", peers: [{peers}], join: {join} }}\n\
                  tls: {{ dir: {tls} }}\n\
                  auth: {{ admin_token_file: {token} }}\n\
                  resolver: {{ upstreams: [\"{resolver}\"] }}\n",

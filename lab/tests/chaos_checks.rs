@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use lab::chaos::{self, Fault, Options, Outcome, Plan, Reads, Summary, Syncs, ViolationKind};
+use lab::chaos::{self, Fault, Keys, Kind, Options, Outcome, Plan, Reads, Summary, Syncs, ViolationKind};
 
 #[allow(clippy::print_stdout, reason = "shown when the test fails")]
 fn run(options: &Options) -> Summary {
@@ -41,6 +41,25 @@ fn chaos_catches_acknowledgements_before_the_sync_when_all_lose_power() {
     // Which of the two shows it is a matter of what the clients added again afterwards.
     let lost = [ViolationKind::LostWrite, ViolationKind::NotLinearizable];
     assert!(lost.iter().any(|kind| kinds.contains(kind)), "{kinds:?}");
+}
+
+#[test]
+fn chaos_catches_servers_that_forget_idempotency_keys() {
+    let plan = Plan::Given(vec![Fault::ClockJump]);
+    let kinds = broken(&Options { keys: Keys::Forgotten, ..Options::new(13, plan) });
+    assert!(kinds.contains(&ViolationKind::Twice), "{kinds:?}");
+}
+
+#[test]
+fn chaos_grows_and_shrinks_the_cluster_and_puts_a_backup_of_that_time_back() {
+    let plan = Plan::Given(vec![Fault::Resize]);
+    let summary = run(&Options::new(14, plan));
+    assert_eq!(summary.violations, []);
+    assert_eq!(summary.faults.get(&Fault::Resize), Some(&1));
+    let tally = &summary.tally;
+    assert!(tally.of(Kind::Import, Outcome::Ok) > 0 && tally.keyed().replayed > 0, "{tally}");
+    assert!(tally.of(Kind::Backup, Outcome::Ok) > 0, "{tally}");
+    assert!(summary.restored.is_some_and(|(_, entries)| entries > 0), "{:?}", summary.restored);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One call through the real API, and what its answer means for a history.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -13,7 +14,10 @@ use super::history::{Answer, Call, Id, Key};
 /// servers' own limits, so that answers get lost often.
 const CALL_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// The header with the revision of an answer.
-const REVISION_HEADER: &str = "x-outputguard-revision";
+pub(super) const REVISION_HEADER: &str = "x-outputguard-revision";
+/// The header that names a write, and the one that marks an answer that was given before.
+const KEY_HEADER: &str = "idempotency-key";
+const REPLAYED_HEADER: &str = "idempotency-replayed";
 /// Largest page of the API; a pool is far smaller.
 const PAGE_ENTRIES: usize = 1_000;
 
@@ -31,6 +35,33 @@ pub enum Reads {
     StaleAsIfLinearizable,
 }
 
+/// Whether a write that is sent again is named as it was the first time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// As promised.
+    Kept,
+    /// Each time with another key, held to the same promise: what a server does that forgets its keys.
+    Forgotten,
+}
+
+/// A call's own name: what it writes carries it (as `ticket`), and it is the idempotency key of what is sent again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Name<'a> {
+    pub(super) text: &'a str,
+    /// How often the call was sent before; `None` for calls that are sent once, without a key.
+    pub(super) sent: Option<u32>,
+}
+
+/// One call, sent and perhaps answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Attempt {
+    pub(super) reply: Reply,
+    /// The answer says that it was given before.
+    pub(super) replayed: bool,
+    /// Entries that the answer shows, with the names of the calls that made them.
+    pub(super) made: Vec<(String, Id)>,
+}
+
 /// What came of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reply {
@@ -44,19 +75,34 @@ pub(super) enum Reply {
     Unexpected(String),
 }
 
-/// A client of one node.
+/// How clients call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Habits {
+    pub(super) reads: Reads,
+    pub(super) keys: Keys,
+}
+
+/// A client of all nodes.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     client: Client,
-    base: String,
+    addresses: Vec<SocketAddr>,
     token: String,
-    reads: Reads,
+    habits: Habits,
 }
 
 #[derive(Deserialize)]
 struct EntryBody {
     id: String,
     target: String,
+    #[serde(default)]
+    ticket: String,
+}
+
+#[derive(Deserialize)]
+struct ImportedBody {
+    created: u8,
+    existing: u8,
 }
 
 #[derive(Deserialize)]
@@ -72,11 +118,11 @@ struct ProblemBody {
 }
 
 impl Caller {
-    /// Calls the API at `address`.
+    /// Calls the API at `addresses`.
     ///
     /// # Errors
     /// When the HTTP client cannot be set up.
-    pub(super) fn new(address: SocketAddr, token: &str, reads: Reads) -> Result<Self> {
+    pub(super) fn new(addresses: Vec<SocketAddr>, token: &str, habits: Habits) -> Result<Self> {
         // Already installed is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
@@ -86,50 +132,111 @@ impl Caller {
             .pool_max_idle_per_host(0)
             .build()
             .context("set up the HTTP client")?;
-        Ok(Self { client, base: format!("http://{address}/api/v1/entries"), token: token.to_owned(), reads })
+        Ok(Self { client, addresses, token: token.to_owned(), habits })
     }
 
-    /// Makes the call.
-    pub(super) async fn call(&self, call: &Call) -> Reply {
+    /// How many nodes can be called.
+    pub(super) fn nodes(&self) -> usize {
+        self.addresses.len()
+    }
+
+    /// `GET /api/v1/backup` of node `node`, with a time limit of its own.
+    pub(super) fn backup(&self, node: usize, timeout: Duration) -> RequestBuilder {
+        self.client.get(self.url(node, "backup")).timeout(timeout).bearer_auth(&self.token)
+    }
+
+    /// Makes the call on node `node`.
+    pub(super) async fn call(&self, node: usize, call: &Call, name: Name<'_>) -> Attempt {
+        let entries = self.url(node, "entries");
         let request = match call {
             Call::Add(key) => {
-                self.client.post(&self.base).json(&serde_json::json!({ "target": key.target() }))
+                let body = serde_json::json!({ "target": key.target(), "ticket": name.text });
+                self.client.post(entries).json(&body)
             }
-            Call::Delete(_, id) => self.client.delete(format!("{}/{id}", self.base)),
-            Call::Get(_, id) => self.client.get(format!("{}/{id}{}", self.base, self.consistency("?"))),
+            Call::Delete(_, id) => self.client.delete(format!("{entries}/{id}")),
+            Call::Get(_, id) => self.client.get(format!("{entries}/{id}{}", self.consistency("?"))),
+            Call::Import(epoch, slots) => {
+                let mut list = String::new();
+                for key in slots.iter().map(|slot| Key { epoch: *epoch, slot }) {
+                    let line = serde_json::json!({
+                        "target": key.target(), "ticket": format!("{}/{}", name.text, key.slot)
+                    });
+                    _ = writeln!(list, "{line}");
+                }
+                let import = self.client.post(self.url(node, "import"));
+                import.header("content-type", "application/x-ndjson").body(list)
+            }
             Call::List(epoch) => self.client.get(format!(
-                "{}?limit={PAGE_ENTRIES}&q={}{}",
-                self.base,
+                "{entries}?limit={PAGE_ENTRIES}&q={}{}",
                 Key::prefix(*epoch),
                 self.consistency("&")
             )),
         };
-        let writes = matches!(call, Call::Add(_) | Call::Delete(..));
-        match self.send(request).await {
-            Ok((status, revision, body)) => understand(call, status, revision, &body),
+        let request = match (name.sent, self.habits.keys) {
+            (None, _) => request,
+            (Some(_), Keys::Kept) => request.header(KEY_HEADER, name.text),
+            (Some(sent), Keys::Forgotten) => request.header(KEY_HEADER, format!("{}-{sent}", name.text)),
+        };
+        let reply = match self.send(request).await {
+            Ok(answer) => {
+                let reply = understand(call, answer.status, answer.revision, &answer.body);
+                return Attempt { reply, replayed: answer.replayed, made: made(&answer.body) };
+            }
             // Nothing was sent.
             Err(error) if error.is_connect() => Reply::Refused,
-            Err(_) if writes => Reply::Answered(Answer::Unknown, None),
+            Err(_) if call.writes() => Reply::Answered(Answer::Unknown, None),
             Err(_) => Reply::Lost,
-        }
+        };
+        Attempt { reply, replayed: false, made: Vec::new() }
     }
 
-    async fn send(
-        &self,
-        request: RequestBuilder,
-    ) -> Result<(StatusCode, Option<u64>, Vec<u8>), reqwest::Error> {
+    fn url(&self, node: usize, path: &str) -> String {
+        format!("http://{}/api/v1/{path}", self.addresses[node])
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<HttpAnswer, reqwest::Error> {
         let response = request.bearer_auth(&self.token).send().await?;
-        let revision = response.headers().get(REVISION_HEADER);
-        let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
-        Ok((response.status(), revision, response.bytes().await?.to_vec()))
+        let header = |name: &str| response.headers().get(name)?.to_str().ok();
+        let revision = header(REVISION_HEADER).and_then(|value| value.parse().ok());
+        let replayed = header(REPLAYED_HEADER) == Some("true");
+        Ok(HttpAnswer {
+            status: response.status(),
+            revision,
+            replayed,
+            body: response.bytes().await?.to_vec(),
+        })
     }
 
     fn consistency(&self, separator: &str) -> String {
-        match self.reads {
+        match self.habits.reads {
             Reads::Linearizable => String::new(),
             Reads::StaleAsIfLinearizable => format!("{separator}consistency=stale"),
         }
     }
+}
+
+struct HttpAnswer {
+    status: StatusCode,
+    revision: Option<u64>,
+    replayed: bool,
+    body: Vec<u8>,
+}
+
+/// The entries an answer shows, by the names of the calls that made them.
+fn made(body: &[u8]) -> Vec<(String, Id)> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Shown {
+        List { entries: Vec<EntryBody> },
+        One(EntryBody),
+    }
+    let entries = match serde_json::from_slice(body) {
+        Ok(Shown::List { entries }) => entries,
+        Ok(Shown::One(entry)) => vec![entry],
+        Err(_) => Vec::new(),
+    };
+    let named = entries.into_iter().filter(|entry| !entry.ticket.is_empty());
+    named.filter_map(|entry| Some((entry.ticket, Id::parse(&entry.id)?))).collect()
 }
 
 fn understand(call: &Call, status: StatusCode, revision: Option<u64>, body: &[u8]) -> Reply {
@@ -144,6 +251,10 @@ fn understand(call: &Call, status: StatusCode, revision: Option<u64>, body: &[u8
         (Call::Add(_), 200) => entry().map(Answer::Existed),
         // The write is done; what it wrote was gone when the answer was made.
         (Call::Add(_), 404) => Some(Answer::AddedAndGone),
+        (Call::Import(_, slots), 200) => serde_json::from_slice(body)
+            .ok()
+            .filter(|ImportedBody { created, existing }| created + existing == slots.len())
+            .map(|ImportedBody { created, existing }| Answer::Imported { created, existing }),
         (Call::Delete(..), 204) => Some(Answer::Removed),
         (Call::Get(..), 200) => entry().map(|_| Answer::Found),
         (Call::Delete(..) | Call::Get(..), 404) => Some(Answer::Missing),
@@ -164,18 +275,18 @@ fn problem(call: &Call, status: StatusCode, body: &[u8]) -> Option<Reply> {
         return Some(Reply::Refused);
     }
     // On a full disk only what makes the list longer may be refused.
-    let grows = matches!(call, Call::Add(_));
+    let grows = matches!(call, Call::Add(_) | Call::Import(..));
     if status == StatusCode::INSUFFICIENT_STORAGE && code == "disk_full" && grows {
         return Some(Reply::Refused);
     }
     if status == StatusCode::GATEWAY_TIMEOUT && UNKNOWNS.contains(&code) {
         return Some(match call {
             // The word is a promise of the API.
-            Call::Add(_) | Call::Delete(..) if !problem.detail.contains("unknown") && code != UNKNOWNS[1] => {
+            _ if call.writes() && !problem.detail.contains("unknown") && code != UNKNOWNS[1] => {
                 Reply::Unexpected(format!("{call:?}: the detail of {code} lacks the word unknown"))
             }
-            Call::Add(_) | Call::Delete(..) => Reply::Answered(Answer::Unknown, None),
-            Call::Get(..) | Call::List(_) => Reply::Lost,
+            _ if call.writes() => Reply::Answered(Answer::Unknown, None),
+            _ => Reply::Lost,
         });
     }
     None
@@ -210,6 +321,7 @@ fn listed(epoch: u16, revision: Option<u64>, body: &[u8]) -> Result<Vec<(Key, Id
 
 #[cfg(test)]
 mod tests {
+    use super::super::history::Slots;
     use super::*;
 
     const KEY: Key = Key { epoch: 0, slot: 0 };
@@ -246,5 +358,23 @@ mod tests {
         assert_eq!(once, Reply::Answered(Answer::Listed(vec![(KEY, ID)]), Some(5)));
         let twice = reply(&call, 200, &list(&format!("{},{}", entry(1), entry(2))));
         assert!(matches!(twice, Reply::Unexpected(_)));
+    }
+
+    #[test]
+    fn an_import_must_account_for_every_line() {
+        let import = Call::Import(0, Slots(0b101));
+        let counted = reply(&import, 200, r#"{"created":1,"existing":1,"revision":5,"dry_run":false}"#);
+        assert_eq!(counted, Reply::Answered(Answer::Imported { created: 1, existing: 1 }, Some(5)));
+        let short = reply(&import, 200, r#"{"created":1,"existing":0,"revision":5,"dry_run":false}"#);
+        assert!(matches!(short, Reply::Unexpected(_)));
+    }
+
+    #[test]
+    fn entries_are_known_by_the_calls_that_made_them() {
+        let entry = r#"{"id":"00000000-0000-0000-0000-000000000001","target":"93.64.0.1","ticket":"c1-7"}"#;
+        let made_by = vec![("c1-7".to_owned(), ID)];
+        assert_eq!(made(entry.as_bytes()), made_by);
+        assert_eq!(made(format!(r#"{{"revision":5,"entries":[{entry}]}}"#).as_bytes()), made_by);
+        assert_eq!(made(br#"{"code":"no_quorum","detail":"x"}"#), []);
     }
 }

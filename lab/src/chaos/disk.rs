@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -36,6 +37,8 @@ const NO_LOG_FLUSH: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Store {
     directory: PathBuf,
+    /// How many disks were made.
+    made: AtomicU32,
 }
 
 impl Store {
@@ -48,7 +51,7 @@ impl Store {
         let size = format!("size={STORE_BYTES}");
         mount(Some("outputguard-lab"), &directory, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
             .with_context(|| format!("mount a tmpfs at {} (needs root)", directory.display()))?;
-        Ok(Self { directory })
+        Ok(Self { directory, made: AtomicU32::new(0) })
     }
 }
 
@@ -73,7 +76,9 @@ impl Disk {
     /// # Errors
     /// When the file system cannot be made or mounted.
     pub(super) fn create(store: &Store, name: &str, directory: PathBuf) -> Result<Self> {
-        let image = store.directory.join(format!("{name}.ext4"));
+        // The kernel may hold on to the image of a namesake that is gone.
+        let number = store.made.fetch_add(1, Ordering::Relaxed);
+        let image = store.directory.join(format!("{name}-{number}.ext4"));
         let file = File::create(&image).with_context(|| format!("create {}", image.display()))?;
         file.set_len(DISK_BYTES).with_context(|| format!("size {}", image.display()))?;
         output(
@@ -184,6 +189,8 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = umount2(&self.directory, MntFlags::MNT_DETACH);
+        // Its memory is free once the loop device is.
+        let _ = fs::remove_file(&self.image);
     }
 }
 

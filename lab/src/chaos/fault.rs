@@ -36,11 +36,13 @@ pub enum Fault {
     RollingRestart,
     /// Leadership is handed over, a server is removed by the API, and returns with an empty disk.
     MembershipChange,
+    /// Two more servers are added, now and then one of the five is killed, and the two are removed again.
+    Resize,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Kill,
         Self::Pause,
         Self::Partition,
@@ -55,6 +57,7 @@ impl Fault {
         Self::WipedDisk,
         Self::RollingRestart,
         Self::MembershipChange,
+        Self::Resize,
     ];
 
     /// In a few words.
@@ -74,6 +77,7 @@ impl Fault {
             Self::WipedDisk => "wiped disk",
             Self::RollingRestart => "rolling restart",
             Self::MembershipChange => "membership change",
+            Self::Resize => "resize",
         }
     }
 }

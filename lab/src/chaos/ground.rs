@@ -1,5 +1,7 @@
 //! The machines a chaos run stands on: servers, their disks and clocks, and the cables between them.
 
+mod newcomers;
+
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,7 +18,7 @@ use crate::binaries::Binaries;
 use crate::namespace::output;
 use crate::network::Network;
 use crate::run::Run;
-use crate::server::Server;
+use crate::server::{Part, Server};
 use crate::wait;
 
 /// How long a cluster may take to be whole again once everything is healed.
@@ -44,7 +46,12 @@ pub(super) struct Ground {
     pub(super) servers: Vec<Server>,
     pub(super) clocks: Vec<Clock>,
     pub(super) disks: Vec<Disk>,
-    _store: Store,
+    store: Store,
+    /// How many servers found the cluster; others come and go.
+    founders: usize,
+    /// Of each server, beside its clock's.
+    libraries: String,
+    binaries: Binaries,
     network: Network,
     run: Run,
 }
@@ -62,30 +69,46 @@ impl Ground {
         }
         let libraries: Vec<_> = libraries.iter().map(|path| path.display().to_string()).collect();
         let run = Run::begin()?;
-        let network = Network::build(&run, servers, 0)?;
+        let network = Network::build(&run, servers + newcomers::SEATS, 0)?;
         let store = Store::mount(run.directory().join("disks"))?;
-        let mut ground =
-            Self { servers: Vec::new(), clocks: Vec::new(), disks: Vec::new(), _store: store, network, run };
-        for index in 0..servers {
-            let name = format!("srv{}", index + 1);
-            let directory = ground.run.directory();
-            // Where the server keeps its data.
-            ground.disks.push(Disk::create(&ground._store, &name, directory.join(&name))?);
-            let clock = Clock::new(directory.join(format!("{name}.clock")))?;
-            let mut environment = clock.environment();
-            environment.push(("LD_PRELOAD".to_owned(), libraries.join(":")));
-            // So often that faults meet snapshots being written, sent and installed.
-            for (key, entries) in [("SNAPSHOT_AFTER_ENTRIES", 300), ("ENTRIES_KEPT", 50)] {
-                environment.push((format!("OUTPUTGUARD_CLUSTER_{key}"), entries.to_string()));
-            }
-            ground.clocks.push(clock);
-            let server = Server::start_in(&ground.run, &ground.network, index, &binaries, &environment)?;
-            ground.servers.push(server);
+        let mut ground = Self {
+            servers: Vec::new(),
+            clocks: Vec::new(),
+            disks: Vec::new(),
+            store,
+            founders: servers,
+            libraries: libraries.join(":"),
+            binaries,
+            network,
+            run,
+        };
+        for _ in 0..servers {
+            ground.start_server(Part::Founder { of: servers })?;
         }
         ground.recovered()?;
         // Every run begins with a cluster that is safely on its disks.
         ground.disks.iter().try_for_each(Disk::sync)?;
         Ok(ground)
+    }
+
+    /// Starts the next server, with a disk and a clock of its own.
+    fn start_server(&mut self, part: Part) -> Result<()> {
+        let index = self.servers.len();
+        let name = format!("srv{}", index + 1);
+        let directory = self.run.directory();
+        // Where the server keeps its data.
+        self.disks.push(Disk::create(&self.store, &name, directory.join(&name))?);
+        let clock = Clock::new(directory.join(format!("{name}.clock")))?;
+        let mut environment = clock.environment();
+        environment.push(("LD_PRELOAD".to_owned(), self.libraries.clone()));
+        // So often that faults meet snapshots being written, sent and installed.
+        for (key, entries) in [("SNAPSHOT_AFTER_ENTRIES", 300), ("ENTRIES_KEPT", 50)] {
+            environment.push((format!("OUTPUTGUARD_CLUSTER_{key}"), entries.to_string()));
+        }
+        self.clocks.push(clock);
+        let server = Server::start_as(part, &self.run, &self.network, index, &self.binaries, &environment)?;
+        self.servers.push(server);
+        Ok(())
     }
 
     /// Where the clients of each server go in.
@@ -153,17 +176,17 @@ impl Ground {
         })
     }
 
-    /// Lets another server lead, asked for at a server that may not be the leader.
-    pub(super) fn step_down(&self) -> Result<()> {
+    /// Lets another server lead, number `to` if given; asked for at a server that may not be the leader.
+    pub(super) fn step_down(&self, to: Option<usize>) -> Result<()> {
         let server = self.servers.last().context("no server is started")?;
-        let api = server.api()?;
-        wait::until("the leader steps down", RECOVERY_TIMEOUT, || api.step_down())?;
+        let (api, to) = (server.api()?, to.map(|index| self.servers[index].name()));
+        wait::until("the leader steps down", RECOVERY_TIMEOUT, || api.step_down(to))?;
         Ok(())
     }
 
-    /// Removes server `index` from the cluster, asked for at another one.
+    /// Removes server `index` from the cluster, asked for at another one, which stays.
     pub(super) fn remove_member(&self, index: usize) -> Result<()> {
-        let other = &self.servers[(index + 1) % self.servers.len()];
+        let other = &self.servers[(index + 1) % self.founders];
         let (api, name) = (other.api()?, self.servers[index].name());
         wait::until(format!("{name} is removed"), RECOVERY_TIMEOUT, || match api.remove_member(name) {
             // Done by an attempt whose answer did not come.

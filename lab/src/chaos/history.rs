@@ -30,9 +30,15 @@ pub enum Call {
     Delete(Key, Id),
     /// Get the entry with such an id.
     Get(Key, Id),
+    /// Add entries for these keys of an epoch with one import.
+    Import(u16, Slots),
     /// List all entries of an epoch.
     List(u16),
 }
+
+/// Some of the slots of a pool, a bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Slots(pub u8);
 
 /// What it was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +49,13 @@ pub enum Answer {
     Existed(Id),
     /// The add took effect, but somebody removed the entry before it could be shown.
     AddedAndGone,
+    /// The import made so many entries and found so many that were there.
+    Imported {
+        /// New ones.
+        created: u8,
+        /// Others.
+        existing: u8,
+    },
     /// The delete removed the entry.
     Removed,
     /// The get found the entry.
@@ -101,11 +114,48 @@ impl Key {
     }
 }
 
+impl Slots {
+    /// How many there can be.
+    pub const MAX: u8 = 8;
+
+    /// Their numbers, ascending.
+    pub fn iter(self) -> impl Iterator<Item = u8> {
+        (0..Self::MAX).filter(move |slot| self.0 & (1 << slot) != 0)
+    }
+
+    /// How many.
+    pub const fn len(self) -> u8 {
+        // At most eight.
+        self.0.count_ones() as u8
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl Call {
+    /// Whether it may change something.
+    pub const fn writes(&self) -> bool {
+        matches!(self, Self::Add(_) | Self::Delete(..) | Self::Import(..))
+    }
+
+    /// The pool it is about.
+    pub const fn epoch(&self) -> u16 {
+        match self {
+            Self::Add(key) | Self::Delete(key, _) | Self::Get(key, _) => key.epoch,
+            Self::Import(epoch, _) | Self::List(epoch) => *epoch,
+        }
+    }
+}
+
 impl Record {
     /// Whether it says something of `key`.
     pub fn concerns(&self, key: Key) -> bool {
         match self.call {
             Call::Add(of) | Call::Delete(of, _) | Call::Get(of, _) => of == key,
+            Call::Import(epoch, slots) => epoch == key.epoch && slots.iter().any(|slot| slot == key.slot),
             Call::List(epoch) => epoch == key.epoch,
         }
     }
@@ -118,12 +168,19 @@ impl Record {
             Call::Add(key) => format!("add {key}"),
             Call::Delete(key, id) => format!("delete {key} {id}"),
             Call::Get(key, id) => format!("get {key} {id}"),
+            Call::Import(epoch, slots) => {
+                let slots: Vec<_> = slots.iter().map(|slot| (slot + 1).to_string()).collect();
+                format!("import {}{{{}}}", Key::prefix(epoch), slots.join(","))
+            }
             Call::List(epoch) => format!("list {}*", Key::prefix(epoch)),
         };
         let answer = match (&self.answer, key) {
             (Answer::Created(id), _) => format!("created {id}"),
             (Answer::Existed(id), _) => format!("there was {id}"),
             (Answer::AddedAndGone, _) => "added, and gone at once".to_owned(),
+            (Answer::Imported { created, existing }, _) => {
+                format!("made {created}, {existing} were there")
+            }
             (Answer::Removed, _) => "removed".to_owned(),
             (Answer::Found, _) => "found".to_owned(),
             (Answer::Missing, _) => "no such entry".to_owned(),

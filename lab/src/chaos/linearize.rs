@@ -26,6 +26,10 @@ pub enum Event {
     Seen(Id),
     /// There was an entry after the call, or the call made one; which is not known.
     Added,
+    /// There was no entry, and the call made one; its id was not told.
+    Made,
+    /// There was an entry; its id was not told.
+    There,
     /// The entry was there, and the call removed it.
     Removed(Id),
     /// The entry was not there; another one may have been.
@@ -96,7 +100,7 @@ impl KeyHistory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Value {
     Absent,
-    /// There, made by an add whose answer nobody has; nobody has seen its id yet.
+    /// There, made by a call whose answer nobody has, or does not tell its id; nobody has seen that yet.
     Unnamed,
     Present(Id),
 }
@@ -257,6 +261,11 @@ impl Search {
                 }
                 next.extend(self.absent(done, state, horizon).map(|state| becomes(state, Value::Unnamed)));
             }
+            Event::Made => {
+                next.extend(self.absent(done, state, horizon).map(|state| becomes(state, Value::Unnamed)));
+            }
+            Event::There if state.value != Value::Absent => next.push(state),
+            Event::There => next.extend(self.by_open_add(state, horizon, Value::Unnamed)),
         }
     }
 
@@ -284,8 +293,13 @@ impl Search {
             return Some(State { value: Value::Present(id), ..state });
         }
         let state = self.absent(done, state, horizon)?;
+        self.by_open_add(state, horizon, Value::Present(id))
+    }
+
+    /// `state`, which has no entry, with the one that an open add makes.
+    fn by_open_add(&self, state: State, horizon: Moment, value: Value) -> Option<State> {
         let invoked = self.open_adds.get(state.adds_used)?;
-        (*invoked <= horizon).then_some(State { value: Value::Present(id), adds_used: state.adds_used + 1 })
+        (*invoked <= horizon).then_some(State { value, adds_used: state.adds_used + 1 })
     }
 
     /// Whether a call that has taken effect proves that the entry `id`, which no answered add made, was there.

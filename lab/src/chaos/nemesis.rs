@@ -1,6 +1,7 @@
 //! Makes things go wrong, one at a time, and right again.
 
 mod disks;
+mod members;
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -150,6 +151,7 @@ impl Nemesis {
             Fault::WipedDisk => self.wipe(ground),
             Fault::RollingRestart => self.restart_all(ground),
             Fault::MembershipChange => self.change_members(ground),
+            Fault::Resize => self.resize(ground),
         }
     }
 
@@ -272,21 +274,6 @@ impl Nemesis {
             server.wait_ready()?;
         }
         Ok(())
-    }
-
-    fn change_members(&mut self, ground: &mut Ground) -> Result<()> {
-        if self.dice.random() {
-            self.note("the leader steps down");
-            ground.step_down()?;
-        }
-        let victim = self.victim(ground)?;
-        self.note(format!("remove {} from the cluster", names(&[victim])));
-        ground.remove_member(victim)?;
-        self.linger(FAULT_MS)?;
-        self.note(format!("{} returns with an empty disk", names(&[victim])));
-        ground.servers[victim].process.kill();
-        ground.wipe(victim)?;
-        ground.servers[victim].process.start_again()
     }
 
     fn one_or_all(&mut self, ground: &Ground) -> Result<Vec<usize>> {

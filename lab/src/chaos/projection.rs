@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::history::{Answer, Call, Key, Record};
+use super::history::{Answer, Call, Key, Record, Slots};
 use super::linearize::{Closed, Event, KeyHistory, Open, OpenEvent};
 
 /// Slots of a pool, keys an epoch.
-pub(super) const SLOTS: u8 = 8;
+pub(super) const SLOTS: u8 = Slots::MAX;
 
 /// The history of each key of `epoch` in `records`. A list is an observation of every key of its epoch.
 pub(super) fn histories(records: &[Record], epoch: u16) -> BTreeMap<Key, KeyHistory> {
@@ -31,6 +31,21 @@ pub(super) fn histories(records: &[Record], epoch: u16) -> BTreeMap<Key, KeyHist
             (Call::Add(key), Answer::AddedAndGone) => put(*key, record, Event::Added, Some(OpenEvent::Add)),
             (Call::Add(key), Answer::Unknown) => {
                 opened.push((*key, Open { invoked, event: OpenEvent::Add }));
+            }
+            (Call::Import(of, slots), answer) if *of == epoch => {
+                let event = match answer {
+                    Answer::Imported { existing: 0, .. } => Some(Event::Made),
+                    Answer::Imported { created: 0, .. } => Some(Event::There),
+                    // Which of them were there is not told.
+                    Answer::Imported { .. } => Some(Event::Added),
+                    _ => None,
+                };
+                for key in slots.iter().map(|slot| Key { epoch, slot }) {
+                    match event {
+                        Some(event) => put(key, record, event, Some(OpenEvent::Add)),
+                        None => opened.push((key, Open { invoked, event: OpenEvent::Add })),
+                    }
+                }
             }
             (Call::Delete(key, id), Answer::Removed) => {
                 put(*key, record, Event::Removed(*id), Some(OpenEvent::Remove(*id)));

@@ -5,13 +5,15 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-use super::caller::Reads;
-use super::crowd::{Crowd, EPOCH, Report, epoch_at};
+use super::archive::Saved;
+use super::caller::{Habits, Keys, Reads};
+use super::crowd::{Crowd, EPOCH, Report};
 use super::fault::Fault;
-use super::ground::{Ground, RECOVERY_TIMEOUT, Syncs};
-use super::history::{Answer, Call, Id, Key, Moment, Record};
+use super::ground::{Ground, Syncs};
+use super::history::{Answer, Record};
+use super::last;
 use super::nemesis::Nemesis;
 use super::tally::{Outcome, Tally};
 use super::verdict::{self, Violation, ViolationKind};
@@ -19,8 +21,6 @@ use crate::wait;
 
 /// Complaints about answers that are kept.
 const MAX_COMPLAINTS: usize = 20;
-/// Largest page of the API.
-const PAGE_ENTRIES: usize = 1_000;
 
 /// Which faults.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Options {
     pub plan: Plan,
     /// How clients read.
     pub reads: Reads,
+    /// How they name what they send again.
+    pub keys: Keys,
     /// What the servers' fsync does.
     pub syncs: Syncs,
 }
@@ -49,7 +51,8 @@ pub struct Options {
 impl Options {
     /// A run of three servers that are as they should be.
     pub fn new(seed: u64, plan: Plan) -> Self {
-        Self { servers: 3, seed, plan, reads: Reads::Linearizable, syncs: Syncs::Real }
+        let (reads, keys, syncs) = (Reads::Linearizable, Keys::Kept, Syncs::Real);
+        Self { servers: 3, seed, plan, reads, keys, syncs }
     }
 }
 
@@ -62,6 +65,8 @@ pub struct Summary {
     pub faults: BTreeMap<Fault, u64>,
     /// How many calls came out how.
     pub tally: Tally,
+    /// Revision of the backup that was put back, and how many entries it held.
+    pub restored: Option<(u64, usize)>,
     /// Revision and digest that all servers hold at the end.
     pub agreed: Option<(u64, String)>,
     /// Broken promises; none when all is well.
@@ -80,7 +85,8 @@ pub fn run(options: &Options) -> Result<Summary> {
     let mut ground = Ground::start(options.servers, options.syncs)?;
     let start = Instant::now();
     let mut nemesis = Nemesis::new(options.seed, start);
-    let crowd = Crowd::start(&ground.doors(), &ground.token()?, options.reads, options.seed, start)?;
+    let habits = Habits { reads: options.reads, keys: options.keys };
+    let crowd = Crowd::start(&ground.doors(), &ground.token()?, habits, options.seed, start)?;
     let mut book = Book::default();
 
     let struck = strike_all(options, &mut ground, &mut nemesis, &crowd, &mut book);
@@ -104,7 +110,23 @@ pub fn run(options: &Options) -> Result<Summary> {
                 book.violations.push(Violation { kind: ViolationKind::Disagreement, detail });
             }
         }
-        last_reads(&ground, start, &mut book)?;
+        last::reads(&ground, start)?.into_iter().for_each(|record| book.put(record));
+    }
+    let mut restored = None;
+    if book.violations.is_empty()
+        && let Some(backup) = book.backup.take()
+    {
+        let revision = backup.revision;
+        match last::restored(&ground, backup) {
+            Ok((records, entries)) => {
+                records.into_iter().for_each(|record| book.put(record));
+                restored = Some((revision, entries));
+            }
+            Err(error) => {
+                let detail = format!("of revision {revision}: {error:#}");
+                book.violations.push(Violation { kind: ViolationKind::Backup, detail });
+            }
+        }
     }
     book.check_all();
     let kept = (!book.violations.is_empty()).then(|| ground.keep());
@@ -112,6 +134,7 @@ pub fn run(options: &Options) -> Result<Summary> {
         seed: options.seed,
         faults: nemesis.counts,
         tally: book.tally,
+        restored,
         agreed,
         violations: book.violations,
         log: nemesis.log,
@@ -151,41 +174,6 @@ fn strike_all(
     }
 }
 
-/// Reads everything once more from each server, linearizably: what is missing now is lost.
-fn last_reads(ground: &Ground, start: Instant, book: &mut Book) -> Result<()> {
-    for (node, server) in ground.servers.iter().enumerate() {
-        let (api, mut cursor) = (server.api()?, String::new());
-        let invoked = Moment(start.elapsed());
-        let mut found: BTreeMap<u16, Vec<(Key, Id)>> = BTreeMap::new();
-        loop {
-            // Reads of a loaded machine may take too long for the server; the last ones must come.
-            let page = wait::until(format!("{} shows everything", server.name()), RECOVERY_TIMEOUT, || {
-                api.get_text(&format!("/api/v1/entries?limit={PAGE_ENTRIES}{cursor}"))
-            })?;
-            let page: serde_json::Value = serde_json::from_str(&page).context("read a page of entries")?;
-            for entry in page["entries"].as_array().into_iter().flatten() {
-                let key = entry["target"].as_str().and_then(Key::of_target).context("a strange target")?;
-                let id = entry["id"].as_str().and_then(Id::parse).context("a strange id")?;
-                found.entry(key.epoch).or_default().push((key, id));
-            }
-            match page["next_cursor"].as_str() {
-                Some(next) => cursor = format!("&cursor={next}"),
-                None => break,
-            }
-        }
-        let returned = Moment(start.elapsed());
-        for epoch in 0..=epoch_at(returned) {
-            let answer = Answer::Listed(found.remove(&epoch).unwrap_or_default());
-            let call = Call::List(epoch);
-            book.put(
-                Record { client: u16::MAX, node, invoked, returned, call, answer, revision: None },
-                epoch,
-            );
-        }
-    }
-    Ok(())
-}
-
 /// Everything that was reported, by epoch.
 #[derive(Debug, Default)]
 struct Book {
@@ -195,28 +183,33 @@ struct Book {
     newest: u16,
     tally: Tally,
     complaints: usize,
+    /// The newest.
+    backup: Option<Saved>,
     violations: Vec<Violation>,
 }
 
 impl Book {
     fn take(&mut self, report: Report) {
         self.tally.count(report.kind, report.outcome);
-        if let Some(record) = report.record {
-            let epoch = match record.call {
-                Call::Add(key) | Call::Delete(key, _) | Call::Get(key, _) => key.epoch,
-                Call::List(epoch) => epoch,
-            };
-            self.put(record, epoch);
+        if let Some(keyed) = report.keyed {
+            self.tally.count_keyed(keyed);
         }
-        if let Some(detail) = report.complaint {
+        if let Some(record) = report.record {
+            self.put(record);
+        }
+        if report.backup.is_some() {
+            self.backup = report.backup;
+        }
+        for complaint in report.complaints {
             self.complaints += 1;
             if self.complaints <= MAX_COMPLAINTS {
-                self.violations.push(Violation { kind: ViolationKind::Answer, detail });
+                self.violations.push(complaint);
             }
         }
     }
 
-    fn put(&mut self, record: Record, epoch: u16) {
+    fn put(&mut self, record: Record) {
+        let epoch = record.call.epoch();
         self.newest = self.newest.max(epoch);
         self.epochs.entry(epoch).or_default().push(record);
     }
@@ -241,12 +234,13 @@ impl Book {
         let mut found = Vec::new();
         for (epoch, records) in &self.epochs {
             found.extend(verdict::violations(records, *epoch));
-            let last = records.iter().filter(|record| record.client == u16::MAX).find_map(|record| {
-                match &record.answer {
-                    Answer::Listed(entries) => Some(entries.iter().copied().collect::<BTreeMap<_, _>>()),
-                    _ => None,
-                }
-            });
+            let last =
+                records.iter().filter(|record| record.client == last::READER).find_map(
+                    |record| match &record.answer {
+                        Answer::Listed(entries) => Some(entries.iter().copied().collect::<BTreeMap<_, _>>()),
+                        _ => None,
+                    },
+                );
             if let Some(last) = last {
                 found.extend(verdict::lost(records, &last));
             }
@@ -278,6 +272,9 @@ impl fmt::Display for Summary {
             )?;
         }
         writeln!(f, "\ncalls:\n{}", self.tally)?;
+        if let Some((revision, entries)) = self.restored {
+            writeln!(f, "a backup of revision {revision} was put into a new cluster: {entries} entries")?;
+        }
         if let Some((revision, digest)) = &self.agreed {
             writeln!(f, "all servers hold the same at revision {revision}, digest {digest}")?;
         }

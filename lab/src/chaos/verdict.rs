@@ -29,8 +29,12 @@ pub enum ViolationKind {
     Revision,
     /// An entry whose add was acknowledged is gone, and nobody asked for that.
     LostWrite,
+    /// A write that was sent once, or again under its key, took effect twice.
+    Twice,
     /// A server answered as it must not.
     Answer,
+    /// A backup that is not whole, or cannot be put back.
+    Backup,
     /// A server ended by itself, or the cluster did not recover.
     Recovery,
     /// The servers hold different things.
@@ -44,7 +48,9 @@ impl fmt::Display for ViolationKind {
             Self::Undecided => "linearizability not decided",
             Self::Revision => "revisions do not fit",
             Self::LostWrite => "acknowledged write lost",
+            Self::Twice => "written twice",
             Self::Answer => "an answer that must not be",
+            Self::Backup => "backup of no use",
             Self::Recovery => "no recovery",
             Self::Disagreement => "servers disagree",
         })
@@ -89,17 +95,34 @@ pub(super) fn lost(records: &[Record], found: &BTreeMap<Key, Id>) -> Vec<Violati
             _ => None,
         })
         .collect();
-    records
+    let touched_keys: HashSet<Key> = records
         .iter()
-        .filter_map(|record| match (&record.call, &record.answer) {
-            (Call::Add(key), Answer::Created(id)) if !touched.contains(id) && found.get(key) != Some(id) => {
-                let now = found.get(key).map_or_else(|| "nothing".to_owned(), |id| id.to_string());
-                let detail = format!("at the end {key} has {now}, but was added by\n  {}", record.line(None));
-                Some(Violation { kind: ViolationKind::LostWrite, detail })
-            }
+        .filter_map(|record| match record.call {
+            Call::Delete(key, _) => Some(key),
             _ => None,
         })
-        .collect()
+        .collect();
+    let missing = |key: Key, record: &Record| {
+        let now = found.get(&key).map_or_else(|| "nothing".to_owned(), |id| id.to_string());
+        let detail = format!("at the end {key} has {now}, but was added by\n  {}", record.line(None));
+        Violation { kind: ViolationKind::LostWrite, detail }
+    };
+    let mut lost = Vec::new();
+    for record in records {
+        match (&record.call, &record.answer) {
+            (Call::Add(key), Answer::Created(id)) if !touched.contains(id) && found.get(key) != Some(id) => {
+                lost.push(missing(*key, record));
+            }
+            // Which entries it made was not told.
+            (Call::Import(epoch, slots), Answer::Imported { .. }) => {
+                let keys = slots.iter().map(|slot| Key { epoch: *epoch, slot });
+                let gone = keys.filter(|key| !touched_keys.contains(key) && !found.contains_key(key));
+                lost.extend(gone.map(|key| missing(key, record)));
+            }
+            _ => {}
+        }
+    }
+    lost
 }
 
 /// The calls that contradict each other, in the order in which they were made.
@@ -124,7 +147,7 @@ fn window(key: Key, history: &KeyHistory, records: &[Record]) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::super::history::Moment;
+    use super::super::history::{Moment, Slots};
     use super::*;
 
     const KEY: Key = Key { epoch: 0, slot: 2 };
@@ -156,6 +179,17 @@ mod tests {
         assert!(text.starts_with("not linearizable: 93.64.0.3: 3 answered calls"), "{text}");
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(text.contains("client 1 on srv3: get ") && text.contains("→ created "), "{text}");
+    }
+
+    #[test]
+    fn an_imported_entry_is_lost_when_its_key_is_empty_and_nobody_deleted_there() {
+        let imported =
+            record(0, Call::Import(0, Slots(1 << KEY.slot)), Answer::Imported { created: 0, existing: 1 });
+        let there = BTreeMap::from([(KEY, Id(7))]);
+        assert_eq!(lost(std::slice::from_ref(&imported), &there), []);
+        assert_eq!(lost(std::slice::from_ref(&imported), &BTreeMap::new()).len(), 1);
+        let deleted = record(9, Call::Delete(KEY, Id(3)), Answer::Unknown);
+        assert_eq!(lost(&[imported, deleted], &BTreeMap::new()), []);
     }
 
     #[test]

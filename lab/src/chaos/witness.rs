@@ -60,9 +60,9 @@ mod tests {
 
     fn call(times: (u64, u64), event: Event) -> Closed {
         let weaker = match event {
-            Event::Created(_) | Event::Added => Some(OpenEvent::Add),
+            Event::Created(_) | Event::Added | Event::Made => Some(OpenEvent::Add),
             Event::Removed(id) => Some(OpenEvent::Remove(id)),
-            Event::Seen(_) | Event::Missing(_) | Event::Empty => None,
+            Event::Seen(_) | Event::Missing(_) | Event::Empty | Event::There => None,
         };
         let moment = |ms| Moment(Duration::from_millis(ms));
         Closed { invoked: moment(times.0), returned: moment(times.1), event, weaker }

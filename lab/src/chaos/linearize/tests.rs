@@ -80,6 +80,27 @@ fn a_write_without_an_answer_may_take_effect_late_or_never_but_not_twice_and_not
 }
 
 #[test]
+fn a_write_that_was_sent_again_under_its_key_is_one_write() {
+    // Sent at 0, again at 6 and answered then; meanwhile the first took effect, and somebody saw and removed that entry.
+    let meanwhile = [call(2, 3, Event::Seen(A)), call(4, 5, Event::Removed(A))];
+    let same_answer = [call(0, 9, Event::Created(A)), meanwhile[0], meanwhile[1]];
+    assert_eq!(check(&same_answer, &[]), Verdict::Linearizable);
+    let made_again = [call(0, 9, Event::Created(B)), meanwhile[0], meanwhile[1]];
+    assert_eq!(check(&made_again, &[]), Verdict::Violation, "it took effect twice");
+}
+
+#[test]
+fn an_import_says_what_it_found_without_naming_it() {
+    let (made, there) = (call(2, 3, Event::Made), call(2, 3, Event::There));
+    let (empty, seen) = (call(0, 1, Event::Empty), call(4, 5, Event::Seen(A)));
+    assert_eq!(check(&[empty, made, seen], &[]), Verdict::Linearizable);
+    assert_eq!(check(&[empty, made, call(4, 5, Event::Empty)], &[]), Verdict::Violation, "lost");
+    assert_eq!(check(&[call(0, 1, Event::Created(A)), made], &[]), Verdict::Violation, "it was there");
+    assert_eq!(check(&[empty, there], &[]), Verdict::Violation, "nobody had made it");
+    assert_eq!(check(&[empty, there, seen], &[open(0, OpenEvent::Add)]), Verdict::Linearizable);
+}
+
+#[test]
 fn an_entry_that_was_removed_never_comes_back_under_its_id() {
     let back = [call(0, 1, Event::Seen(A)), call(2, 3, Event::Removed(A)), call(4, 5, Event::Seen(A))];
     let adds = [open(0, OpenEvent::Add), open(0, OpenEvent::Add)];
@@ -178,6 +199,9 @@ mod brute_force {
             Item::Closed(Closed { event: Event::Seen(id), .. }) => after(id, Some(Some(id))),
             Item::Closed(Closed { event: Event::Removed(id), .. }) => after(id, None),
             Item::Closed(Closed { event: Event::Added, .. }) => same(entry.or(Some(None))),
+            Item::Closed(Closed { event: Event::Made, .. }) if entry.is_none() => same(Some(None)),
+            Item::Closed(Closed { event: Event::There, .. }) if entry.is_some() => same(entry),
+            Item::Closed(Closed { event: Event::Made | Event::There, .. }) => Vec::new(),
             Item::Closed(Closed { event: Event::Missing(id), .. }) if entry == Some(Some(id)) => Vec::new(),
             Item::Closed(Closed { event: Event::Missing(_), .. }) => same(entry),
             Item::Closed(Closed { event: Event::Empty, .. }) if entry.is_none() => same(None),
@@ -199,6 +223,8 @@ fn event() -> impl Strategy<Value = Event> {
         id.clone().prop_map(Event::Seen),
         id.clone().prop_map(Event::Seen),
         Just(Event::Added),
+        Just(Event::Made),
+        Just(Event::There),
         id.clone().prop_map(Event::Removed),
         id.prop_map(Event::Missing),
         Just(Event::Empty),
