@@ -32,8 +32,8 @@ impl Heir {
     }
 }
 
-/// All voters but this node, the best first: alive, then with the longest log. None when this node does not lead or is
-/// alone.
+/// All voters but this node and those on their way out, the best first: alive, then with the longest log. None when this
+/// node does not lead or is alone.
 pub(crate) fn heirs(metrics: &Metrics) -> Vec<Heir> {
     let (ServerState::Leader, Some(replication)) = (metrics.state, &metrics.replication) else {
         return Vec::new();
@@ -42,7 +42,11 @@ pub(crate) fn heirs(metrics: &Metrics) -> Vec<Heir> {
     let mut heirs: Vec<_> = metrics
         .membership_config
         .membership()
-        .voter_ids()
+        .get_joint_config()
+        .last()
+        .into_iter()
+        .flatten()
+        .copied()
         .filter(|voter| *voter != metrics.id)
         .map(|id| {
             let at = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());

@@ -46,7 +46,7 @@ pub(crate) async fn remove(
     force: Force,
     deadline: Instant,
 ) -> Result<MemberChanged, Refusal> {
-    settle(cluster.raft()).await?;
+    settle(cluster).await?;
     let metrics = metrics(cluster);
     let (id, node) = find(&metrics, member, None)?;
     let is_voter = metrics.membership_config.membership().voter_ids().any(|voter| voter == id);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
-use openraft::{ChangeMembers, LogIdOptionExt as _};
+use openraft::{ChangeMembers, LogIdOptionExt as _, Membership};
 use raft_store::types::{LogId, NodeId};
 use raft_store::{NodeInfo, TypeConfig};
 use tokio::time::{Instant, timeout_at};
@@ -158,7 +158,7 @@ pub(crate) async fn admit(
 ) -> Result<Admitted, Refusal> {
     let raft = cluster.raft();
     let Newcomer { id, node, pristine } = newcomer;
-    settle(raft).await?;
+    settle(cluster).await?;
     let metrics = metrics(cluster);
     let membership = metrics.membership_config.membership();
     let voters: BTreeSet<_> = membership.voter_ids().collect();
@@ -223,9 +223,13 @@ fn replaced(metrics: &Metrics, id: NodeId, node: &NodeInfo) -> BTreeMap<NodeId, 
         .collect()
 }
 
-/// Ends a change that a former leader left half done: until then majorities of two sets of voters are needed.
-pub(super) async fn settle(raft: &Raft) -> Result<(), Refusal> {
-    let metrics = raft.metrics().borrow_watched().clone();
+/// Ends a change that a former leader left half done: until then majorities of two sets of voters are needed. A leader that
+/// is on its way out by that change leaves it to one that stays.
+pub(super) async fn settle(cluster: &Cluster) -> Result<(), Refusal> {
+    let (raft, metrics) = (cluster.raft(), metrics(cluster));
+    if !stays(metrics.membership_config.membership(), metrics.id) {
+        departure::hand_over_before_leaving(cluster, metrics.id).await?;
+    }
     if metrics.membership_config.membership().get_joint_config().len() < 2 {
         return Ok(());
     }
@@ -271,10 +275,20 @@ pub(super) struct ChangeAllowed;
 
 /// openraft changes one thing at a time; asking while it is busy would only fail later and louder.
 pub(super) fn change_allowed(metrics: &Metrics) -> Result<ChangeAllowed, Refusal> {
+    if !stays(metrics.membership_config.membership(), metrics.id) {
+        // openraft (0.10.0-alpha.37) would take a change from a leader that has removed itself, and meet an assertion of
+        // its own when that is committed.
+        return Err(busy("this node is leaving the cluster and stops leading"));
+    }
     if metrics.membership_config.log_id() == metrics.committed_membership_config.log_id() {
         return Ok(ChangeAllowed);
     }
     Err(busy("another change of the membership is under way"))
+}
+
+/// Whether `id` is a voter of the newest set: of the one that remains when a change is complete.
+fn stays(membership: &Membership<NodeId, NodeInfo>, id: NodeId) -> bool {
+    membership.get_joint_config().last().is_some_and(|voters| voters.contains(&id))
 }
 
 pub(crate) fn busy(message: &str) -> Refusal {
@@ -322,6 +336,18 @@ mod tests {
     use openraft::errors::ForwardToLeader;
 
     use super::*;
+
+    #[test]
+    fn a_leader_that_is_on_its_way_out_makes_no_change() {
+        let members = |sets: &[&[NodeId]]| {
+            let sets: Vec<BTreeSet<_>> = sets.iter().map(|set| set.iter().copied().collect()).collect();
+            Membership::new_with_defaults(sets, 1..=3)
+        };
+        assert!(stays(&members(&[&[1, 2, 3]]), 1));
+        assert!(stays(&members(&[&[2, 3], &[1, 2, 3]]), 1), "it is coming");
+        assert!(!stays(&members(&[&[1, 2, 3], &[2, 3]]), 1), "it is going");
+        assert!(!stays(&members(&[&[2, 3]]), 1), "it has gone");
+    }
 
     #[test]
     fn a_change_that_was_logged_before_leadership_was_lost_is_in_doubt() {

@@ -124,7 +124,7 @@ async fn check(cluster: &Cluster) {
     if metrics.state == ServerState::Leader {
         // Unless somebody is at it just now.
         if let Some(_one) = cluster.try_changing()
-            && let Err(error) = settle(cluster.raft()).await
+            && let Err(error) = settle(cluster).await
         {
             tracing::debug!(%error, "finish a change of the membership");
         }

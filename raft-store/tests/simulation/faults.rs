@@ -162,23 +162,29 @@ struct Change {
     remove: Option<NodeId>,
 }
 
-/// Learner first, then voter and the removal in one step, as `node/src/raft/membership.rs` does it.
+/// Learner first, then voter and the removal in one step, as `node/src/raft/membership.rs` and `departure.rs` do it.
 async fn change_members(world: &World, change: Change) -> bool {
     let Some(leader) = world.leader() else { return false };
     let metrics = leader.metrics();
     if metrics.membership_config.log_id() != metrics.committed_membership_config.log_id() {
         return false;
     }
-    let voters: BTreeSet<_> = metrics.membership_config.membership().voter_ids().collect();
-    let newest = metrics.membership_config.membership().get_joint_config().last();
-    if !newest.is_some_and(|voters| voters.contains(&leader.id)) {
-        // It has removed itself, or begun to, and will stop leading. openraft alpha.37 takes another change from it, and
-        // runs into a debug assertion when that one is committed: the server must not ask it.
+    let membership = metrics.membership_config.membership();
+    let Some(voters) = membership.get_joint_config().last().cloned() else { return false };
+    if !voters.contains(&leader.id) || change.remove == Some(leader.id) {
+        // It has removed itself, or is to, and will stop leading: it hands over first. openraft alpha.37 would take another
+        // change from it, and run into a debug assertion when that one is committed.
+        let heir = voters.iter().copied().find(|voter| *voter != leader.id);
+        if let Some(heir) = heir {
+            on(leader, move |leader| async move { drop(leader.raft.trigger().transfer_leader(heir).await) });
+        }
         return false;
     }
-    let leaves = change.remove.is_some_and(|node| voters.contains(&node));
-    let size = voters.len() + usize::from(change.add) - usize::from(leaves);
-    if size < VOTERS.0 || size > VOTERS.1 {
+    let staying: Vec<_> = voters.iter().copied().filter(|voter| change.remove != Some(*voter)).collect();
+    let size = staying.len() + usize::from(change.add);
+    // The newcomer is there. What a majority of the rest cannot be reached for is refused (`check_quorum`).
+    let there = staying.iter().filter(|voter| world.running(**voter).is_some()).count();
+    if size < VOTERS.0 || size > VOTERS.1 || there + usize::from(change.add) < size / 2 + 1 {
         return false;
     }
     let new = change.add.then(|| {
@@ -204,6 +210,13 @@ async fn change_members(world: &World, change: Change) -> bool {
 }
 
 async fn members_changed(leader: &Running, new: Option<NodeId>, remove: Option<NodeId>) -> bool {
+    if leader.metrics().membership_config.membership().get_joint_config().len() > 1 {
+        // What a former leader left half done is finished first.
+        let nothing_new = ChangeMembers::AddVoterIds(BTreeSet::new());
+        if leader.raft.change_membership(nothing_new, false).await.is_err() {
+            return false;
+        }
+    }
     let mut changes = Vec::new();
     if let Some(id) = new {
         if leader.raft.add_learner(id, info(id), true).await.is_err() {
