@@ -1,5 +1,5 @@
 //! Decides when this node makes a snapshot, after which raft drops old log entries: after a number of entries, or when
-//! the log has grown large on disk.
+//! the log has grown large.
 
 use std::time::Duration;
 
@@ -14,10 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::settings::Tuning;
 use super::{Metrics, Raft};
 
-/// A snapshot is also due when the log's files are larger than this.
-const MAX_LOG_BYTES: u64 = 256 * 1024 * 1024;
-/// … but not before the log has this many new entries: dropping what is behind a snapshot takes a while.
-const MIN_ENTRIES_BETWEEN: u64 = 1_000;
+/// Of the bytes a log may have, the share of the entries since the last snapshot (as many may be kept behind it, whatever
+/// their number); the rest is for the ends of files, and for what is written while a snapshot is made.
+const SHARE: u64 = 3;
 /// How often the log is looked at.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -46,6 +45,7 @@ pub(crate) async fn run(
     let metrics = raft.metrics();
     let mut last = snapshot_index(&metrics.borrow_watched());
     let mut threshold = jittered(tuning.snapshot_after_entries);
+    let share_bytes = tuning.max_log_bytes / SHARE;
     let mut put_off = false;
     let mut ticks = tokio::time::interval(CHECK_INTERVAL);
     loop {
@@ -53,19 +53,25 @@ pub(crate) async fn run(
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let applied = {
+        let (applied, done) = {
             let metrics = metrics.borrow_watched();
-            // One that came from the leader counts too.
-            last = last.max(snapshot_index(&metrics));
-            metrics.last_applied.index().unwrap_or(0)
+            (metrics.last_applied.index().unwrap_or(0), snapshot_index(&metrics))
         };
-        let behind = applied.saturating_sub(last);
-        let size = log.size();
+        // One that came from the leader counts too.
+        last = last.max(done);
         standing.send_replace(LogStanding::of(&log));
-        let large = size.bytes > MAX_LOG_BYTES && behind >= MIN_ENTRIES_BETWEEN;
+        // Entries that are kept behind a snapshot are counted by openraft; their bytes are counted here.
+        if let Some(upto) = log.surplus(done, share_bytes)
+            && raft.trigger().purge_log(upto).await.is_err()
+        {
+            return;
+        }
+        let behind = applied.saturating_sub(last);
+        let large = behind > 0 && log.bytes_after(last) > share_bytes;
         if behind < threshold && !large {
             continue;
         }
+        let size = log.size();
         if let Err(error) = snapshots.room_to_build() {
             if !std::mem::replace(&mut put_off, true) {
                 tracing::warn!(%error, "the log cannot be cut; trying again when there is room");

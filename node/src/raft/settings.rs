@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use openraft::{Config, ConfigError, SnapshotPolicy};
 
+/// See [`Tuning::max_log_bytes`].
+const MAX_LOG_BYTES: u64 = 256 * 1024 * 1024;
+
 /// How a cluster paces itself. The defaults are for production; tests of rare events shorten them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tuning {
@@ -18,6 +21,8 @@ pub struct Tuning {
     pub snapshot_after_entries: u64,
     /// Entries kept behind a snapshot, so that a node that was away for a moment catches up by log.
     pub entries_kept: u64,
+    /// A snapshot is made earlier, and fewer entries are kept, where the log would else become larger than this, bytes.
+    pub max_log_bytes: u64,
 }
 
 impl Default for Tuning {
@@ -28,6 +33,7 @@ impl Default for Tuning {
             election_max_ms: 400,
             snapshot_after_entries: 200_000,
             entries_kept: 20_000,
+            max_log_bytes: MAX_LOG_BYTES,
         }
     }
 }

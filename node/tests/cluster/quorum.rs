@@ -108,3 +108,20 @@ async fn a_node_far_behind_gets_a_snapshot() {
     // The history starts with the snapshot: what came before did not arrive as log entries.
     assert!(nodes.node(behind).reader().after(20, usize::MAX).is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_entries_are_dropped_by_their_bytes_long_before_their_number() {
+    const ENTRY_BYTES: usize = 100_000;
+    const ENTRIES: u64 = 400;
+    let tuning = Tuning { max_log_bytes: 12 * 1024 * 1024, ..Tuning::default() };
+    let bound = tuning.max_log_bytes / ENTRY_BYTES as u64;
+    assert!(tuning.entries_kept > ENTRIES && tuning.snapshot_after_entries > ENTRIES, "numbers drop nothing");
+    let nodes = Nodes::start(1, tuning).await;
+    for n in 0..ENTRIES {
+        let mut large = mark(&format!("mark-{n}"));
+        large.origin.request_id = "x".repeat(ENTRY_BYTES);
+        nodes.node(0).propose(vec![large], PATIENCE).await.unwrap();
+    }
+    eventually("old entries dropped", async || nodes.node(0).first_log_index() > ENTRIES - bound).await;
+    assert!(sees(nodes.node(0), "mark-0").await && sees(nodes.node(0), "mark-399").await);
+}

@@ -22,6 +22,8 @@ pub(super) struct Memory {
     /// How many slots at the front have no entry in memory.
     evicted: usize,
     cached_bytes: usize,
+    /// Bytes of all entries that were taken, but for those that were cut off again.
+    taken_bytes: u64,
 }
 
 /// Where an entry is: in memory, on disk, or both; never nowhere.
@@ -33,6 +35,8 @@ struct Slot {
     offset: u32,
     /// Of the record.
     len: u32,
+    /// [`Memory::taken_bytes`] with this entry.
+    taken_bytes: u64,
 }
 
 /// An entry to be read, without the lock on the memory.
@@ -53,7 +57,12 @@ impl Memory {
         self.begin_at(entry.log_id.index);
         self.marks.last = Some(entry.log_id);
         self.cached_bytes += len;
-        self.slots.push_back(Slot { entry: Some(entry), segment: None, offset: 0, len: len as u32 });
+        self.take(Some(entry), None, 0, len as u32);
+    }
+
+    fn take(&mut self, entry: Option<Arc<Entry>>, segment: Option<Arc<Segment>>, offset: u32, len: u32) {
+        self.taken_bytes += u64::from(len);
+        self.slots.push_back(Slot { entry, segment, offset, len, taken_bytes: self.taken_bytes });
     }
 
     /// Takes what a segment holds.
@@ -64,7 +73,7 @@ impl Memory {
                 self.marks.note(record);
                 let offset = (payload_offset + offset as u64) as u32;
                 let segment = Some(Arc::clone(segment));
-                self.slots.push_back(Slot { entry: None, segment, offset, len: len as u32 });
+                self.take(None, segment, offset, len as u32);
                 self.evicted += 1;
             }
             _ => self.note(record),
@@ -93,6 +102,7 @@ impl Memory {
                         self.first = next;
                         break;
                     };
+                    self.taken_bytes = slot.taken_bytes - u64::from(slot.len);
                     self.forget(&slot);
                 }
                 self.evicted = self.evicted.min(self.slots.len());
@@ -146,6 +156,28 @@ impl Memory {
     /// Entries that are not purged.
     pub(super) fn entries(&self) -> u64 {
         self.slots.len() as u64
+    }
+
+    /// Bytes of the entries after `index`.
+    pub(super) fn bytes_after(&self, index: u64) -> u64 {
+        self.taken_bytes - self.taken_up_to(index)
+    }
+
+    /// The newest entry that can go when, of those up to `index`, the last `bytes` are to stay.
+    pub(super) fn surplus(&self, index: u64, bytes: u64) -> Option<u64> {
+        let goes = self.taken_up_to(index).saturating_sub(bytes);
+        // What is only partly among the last bytes goes, too.
+        let count = self.slots.partition_point(|slot| slot.taken_bytes - u64::from(slot.len) < goes);
+        let last = self.first + (count as u64).checked_sub(1)?;
+        Some(last.min(index))
+    }
+
+    fn taken_up_to(&self, index: u64) -> u64 {
+        let before =
+            self.slots.front().map_or(self.taken_bytes, |slot| slot.taken_bytes - u64::from(slot.len));
+        let Some(at) = index.checked_sub(self.first) else { return before };
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        self.slots.get(at).map_or(self.taken_bytes, |slot| slot.taken_bytes)
     }
 
     /// Indexes of entries that are needed and not here, of a log that had a beginning.
@@ -259,5 +291,41 @@ mod tests {
         assert_eq!(memory.marks.last, Some(id(20)));
         memory.push(entry(21), 1);
         assert_eq!(memory.sources(21, 22, 1, 1).len(), 1);
+    }
+
+    /// Entries 10 to 19, of 100 bytes each.
+    fn memory() -> Memory {
+        let mut memory = Memory::default();
+        (10..20).for_each(|index| memory.push(entry(index), 100));
+        memory
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_entries_that_are_left() {
+        let mut memory = memory();
+        assert_eq!(
+            [0, 9, 10, 18, 19, 99].map(|index| memory.bytes_after(index)),
+            [1_000, 1_000, 900, 100, 0, 0]
+        );
+        memory.note(&Record::Purge(id(12)));
+        assert_eq!([0, 12, 13].map(|index| memory.bytes_after(index)), [700, 700, 600]);
+        memory.note(&Record::Truncate(Some(id(16))));
+        memory.push(entry(17), 50);
+        assert_eq!([12, 16, 17].map(|index| memory.bytes_after(index)), [450, 50, 0]);
+        memory.note(&Record::Truncate(Some(id(12))));
+        assert_eq!(memory.bytes_after(0), 0);
+    }
+
+    #[test]
+    fn what_goes_leaves_no_more_bytes_than_were_asked_for() {
+        let memory = memory();
+        assert_eq!(
+            [1_000, 999, 300, 299, 0].map(|bytes| memory.surplus(19, bytes)),
+            [None, Some(10), Some(16), Some(17), Some(19)]
+        );
+        assert_eq!(memory.surplus(14, 200), Some(12));
+        assert_eq!(memory.surplus(14, 0), Some(14), "what comes after is not asked about");
+        assert_eq!(memory.surplus(9, 0), None);
+        assert_eq!(Memory::default().surplus(9, 0), None);
     }
 }

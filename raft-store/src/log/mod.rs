@@ -131,6 +131,17 @@ impl LogStore {
         }
     }
 
+    /// Bytes of the entries after `index`.
+    pub fn bytes_after(&self, index: u64) -> u64 {
+        self.shared.core.inner().memory.bytes_after(index)
+    }
+
+    /// The newest entry that can be purged when, of the entries up to `index`, the last `bytes` are to stay; `None` when
+    /// nothing can.
+    pub fn surplus(&self, index: u64, bytes: u64) -> Option<u64> {
+        self.shared.core.inner().memory.surplus(index, bytes)
+    }
+
     /// How long its syncs took so far.
     pub fn sync_times(&self) -> &SyncTimes {
         &self.shared.counts.syncs
