@@ -27,6 +27,7 @@ pub mod kept;
 mod layout;
 pub mod log;
 pub mod machine;
+pub mod pipeline;
 pub mod reader;
 pub mod recovery;
 pub mod snapshot;

@@ -1,6 +1,5 @@
 //! openraft's network on top of [`super::link`].
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 
@@ -15,19 +14,14 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2, RaftTypeConfig};
-use raft_store::types::{LogId, NodeId, Snapshot, Vote};
+use raft_store::pipeline::{APPEND_ANSWER_TIMEOUT, AppendLane, pipelined};
+use raft_store::types::{NodeId, Snapshot, Vote};
 use raft_store::{NodeInfo, SnapshotFile, TypeConfig};
 use tokio::time::Instant;
 
-use super::link::{CallError, Link, Peers, Pending, Purpose};
+use super::link::{CallError, Link, Peers, Purpose};
 use super::snapshot;
-use super::wire::{AppendPart, Request, Response, append_parts};
-
-/// Append frames on their way to one peer before the first is answered. With
-/// [`super::wire::MAX_APPEND_BYTES`] a frame, this bounds the memory too.
-const APPEND_WINDOW: usize = 16;
-/// A peer whose disk stalls answers late; after this time the stream is set up anew.
-const APPEND_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+use super::wire::{Append, AppendPart, Request, Response, append_parts};
 
 /// Makes a [`PeerNetwork`] for each peer.
 pub(crate) struct NetworkFactory {
@@ -126,8 +120,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         }
     }
 
-    /// Sends requests without waiting for the answers to those before, up to [`APPEND_WINDOW`]. The peer handles and
-    /// answers the requests of one connection in order.
+    /// The peer handles and answers the requests of one connection in order.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
@@ -142,13 +135,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
-        let pipeline =
-            Pipeline { network: self, input, ready: VecDeque::new(), sent: VecDeque::new(), end: End::Open };
-        let results = futures_util::stream::unfold(pipeline, |mut pipeline| async {
-            let result = pipeline.next().await?;
-            Some((result, pipeline))
-        });
-        let results: BoxStream<'s, _> = Box::pin(results);
+        let results = pipelined(Lane(self), input);
         Box::pin(async move { Ok(results) })
     }
 
@@ -210,128 +197,28 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     }
 }
 
-/// Requests on their way to one peer.
-struct Pipeline<'s, S> {
-    network: &'s PeerNetwork,
-    input: S,
-    /// Cut, not yet sent.
-    ready: VecDeque<AppendPart>,
-    sent: VecDeque<Sent>,
-    end: End,
-}
+/// The connection for appends to one peer.
+struct Lane<'s>(&'s PeerNetwork);
 
-struct Sent {
-    pending: Pending,
-    deadline: Instant,
-    prev: Option<LogId>,
-    last: Option<LogId>,
-}
+impl<'s> AppendLane<TypeConfig> for Lane<'s> {
+    type Message = Append;
+    type Answer = BoxFuture<'s, Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>>>;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Open,
-    /// No more requests come; answers do.
-    Input,
-    /// Nothing more to say.
-    All,
-}
-
-type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
-
-impl<S> Pipeline<'_, S>
-where
-    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
-{
-    async fn next(&mut self) -> Option<AppendResult> {
-        loop {
-            if self.end == End::All {
-                return None;
-            }
-            while self.sent.len() < APPEND_WINDOW
-                && let Some(part) = self.ready.pop_front()
-            {
-                if let Err(error) = self.send(part).await {
-                    return Some(self.failed(&error));
-                }
-            }
-            let more = self.end == End::Open && self.ready.is_empty() && self.sent.len() < APPEND_WINDOW;
-            match self.sent.front_mut() {
-                None if !more => return None,
-                None => match self.input.next().await {
-                    Some(request) => self.cut(request)?,
-                    None => self.end = End::Input,
-                },
-                Some(sent) => {
-                    tokio::select! {
-                        biased;
-                        answer = sent.pending.answer(sent.deadline) => {
-                            let (prev, last) = (sent.prev, sent.last);
-                            self.sent.pop_front();
-                            return Some(self.result(answer, prev, last));
-                        }
-                        request = self.input.next(), if more => match request {
-                            Some(request) => self.cut(request)?,
-                            None => self.end = End::Input,
-                        },
-                    }
-                }
-            }
-        }
+    fn cut(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Option<Vec<AppendPart>> {
+        // An entry that cannot be encoded would have been refused when it was proposed.
+        let parts = append_parts(request);
+        parts.inspect_err(|error| tracing::error!(%error, "a log entry cannot be sent")).ok()
     }
 
-    /// `None` ends the stream: an entry that cannot be encoded would have been refused when it was proposed.
-    fn cut(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Option<()> {
-        match append_parts(request) {
-            Ok(parts) => {
-                self.ready.extend(parts);
-                Some(())
+    async fn send(&mut self, append: Append) -> Result<Self::Answer, RPCError<TypeConfig>> {
+        let (network, deadline) = (self.0, Instant::now() + APPEND_ANSWER_TIMEOUT);
+        let failed = |error| network.rpc_error(RPCTypes::AppendEntries, APPEND_ANSWER_TIMEOUT, &error);
+        let mut pending = network.append.submit(Request::Append(append)).await.map_err(failed)?;
+        Ok(Box::pin(async move {
+            match pending.answer(deadline).await.map_err(failed)? {
+                Response::Append(response) => Ok(response),
+                other => Err(network.unexpected(&other)),
             }
-            Err(error) => {
-                tracing::error!(%error, "a log entry cannot be sent");
-                self.end = End::All;
-                None
-            }
-        }
-    }
-
-    async fn send(&mut self, part: AppendPart) -> Result<(), CallError> {
-        let AppendPart { append, prev, last } = part;
-        let pending = self.network.append.submit(Request::Append(append)).await?;
-        self.sent.push_back(Sent { pending, deadline: Instant::now() + APPEND_ANSWER_TIMEOUT, prev, last });
-        Ok(())
-    }
-
-    fn failed(&mut self, error: &CallError) -> AppendResult {
-        self.end = End::All;
-        Err(self.network.rpc_error(RPCTypes::AppendEntries, APPEND_ANSWER_TIMEOUT, error))
-    }
-
-    fn result(
-        &mut self,
-        answer: Result<Response, CallError>,
-        prev: Option<LogId>,
-        last: Option<LogId>,
-    ) -> AppendResult {
-        match answer {
-            Ok(Response::Append(AppendEntriesResponse::Success)) => Ok(Ok(last)),
-            Ok(Response::Append(AppendEntriesResponse::Conflict)) if prev.is_none() => {
-                self.end = End::All;
-                Err(RPCError::Network(NetworkError::from_string("a conflict before the first entry")))
-            }
-            Ok(Response::Append(response)) => {
-                let done =
-                    matches!(&response, AppendEntriesResponse::PartialSuccess(log_id) if *log_id == last);
-                if !done {
-                    // What was sent after this request builds on what the peer does not have.
-                    self.end = End::All;
-                }
-                Ok(response.into_stream_result(prev, last))
-            }
-            Ok(other) => {
-                self.end = End::All;
-                Err(self.network.unexpected(&other))
-            }
-            Err(error) => self.failed(&error),
-        }
+        }))
     }
 }

@@ -322,12 +322,8 @@ pub(crate) struct Append {
     entries: Vec<Blob>,
 }
 
-/// One frame of an append request and what its success means.
-pub(crate) struct AppendPart {
-    pub(crate) append: Append,
-    pub(crate) prev: Option<LogId>,
-    pub(crate) last: Option<LogId>,
-}
+/// One frame of an append request and the entries it is about.
+pub(crate) type AppendPart = raft_store::pipeline::AppendPart<TypeConfig, Append>;
 
 /// Cuts a request into frames of bounded size, in order.
 ///
@@ -342,7 +338,7 @@ pub(crate) fn append_parts(request: AppendEntriesRequest<TypeConfig>) -> Result<
         if bytes >= MAX_APPEND_BYTES {
             let entries = std::mem::take(&mut blobs);
             parts.push(AppendPart {
-                append: Append { vote, prev_log_id: prev, leader_commit, entries },
+                message: Append { vote, prev_log_id: prev, leader_commit, entries },
                 prev,
                 last,
             });
@@ -354,7 +350,7 @@ pub(crate) fn append_parts(request: AppendEntriesRequest<TypeConfig>) -> Result<
         blobs.push(Blob(blob));
     }
     parts.push(AppendPart {
-        append: Append { vote, prev_log_id: prev, leader_commit, entries: blobs },
+        message: Append { vote, prev_log_id: prev, leader_commit, entries: blobs },
         prev,
         last,
     });

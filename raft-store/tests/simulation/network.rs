@@ -1,23 +1,22 @@
-//! openraft's network over [`crate::wire`], pipelined like the server's (`node/src/raft/network.rs`).
+//! openraft's network over [`crate::wire`], pipelined by the same lines as the server's (`node/src/raft/network.rs`).
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::Stream;
 use openraft::async_runtime::{AsyncRuntime as _, Select2};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
-use openraft_rt_sim::SimInstant;
 use raft_store::NodeInfo;
-use raft_store::types::{LogId, NodeId, Vote};
+use raft_store::pipeline::{APPEND_ANSWER_TIMEOUT, AppendLane, AppendPart, AppendResult, pipelined};
+use raft_store::types::{NodeId, Vote};
 
 use crate::machine::Content;
 use crate::nodes::Running;
@@ -25,10 +24,6 @@ use crate::process::NodeRuntime;
 use crate::types::{SimTypes, now};
 use crate::wire::{Answer, CallError, Kind, Lane, send};
 use crate::world::World;
-
-/// As the server's.
-const APPEND_WINDOW: usize = 16;
-const APPEND_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Makes the ways to the peers for one life of a node.
 pub(crate) struct Network {
@@ -54,7 +49,7 @@ impl RaftNetworkFactory<SimTypes> for Network {
 }
 
 type RpcResult<T> = Result<T, RPCError<SimTypes>>;
-type AppendResult = RpcResult<StreamAppendResult<SimTypes>>;
+type Part = AppendPart<SimTypes, AppendEntriesRequest<SimTypes>>;
 
 impl Peer {
     fn send<T, H, F>(&self, kind: Kind<'_>, name: &'static str, handle: H) -> Answer<Result<T, String>>
@@ -115,17 +110,11 @@ impl RaftNetworkV2<SimTypes> for Peer {
         &'s mut self,
         input: S,
         _option: RPCOption,
-    ) -> BoxFuture<'s, RpcResult<BoxStream<'s, AppendResult>>>
+    ) -> BoxFuture<'s, RpcResult<BoxStream<'s, AppendResult<SimTypes>>>>
     where
         S: Stream<Item = AppendEntriesRequest<SimTypes>> + OptionalSend + Unpin + 'static,
     {
-        let pipeline =
-            Pipeline { peer: self, input, lane: Lane::default(), sent: VecDeque::new(), end: End::Open };
-        let results = futures_util::stream::unfold(pipeline, |mut pipeline| async {
-            let result = pipeline.next().await?;
-            Some((result, pipeline))
-        });
-        let results: BoxStream<'s, _> = Box::pin(results);
+        let results = pipelined(PeerLane { peer: self, lane: Lane::default() }, input);
         Box::pin(async move { Ok(results) })
     }
 
@@ -188,122 +177,33 @@ impl RaftNetworkV2<SimTypes> for Peer {
     }
 }
 
-/// Appends on their way to one peer.
-struct Pipeline<'s, S> {
+/// The connection for appends to one peer.
+struct PeerLane<'s> {
     peer: &'s Peer,
-    input: S,
     lane: Lane,
-    sent: VecDeque<Sent>,
-    end: End,
 }
 
-struct Sent {
-    answer: Answer<Result<AppendEntriesResponse<SimTypes>, String>>,
-    deadline: SimInstant,
-    prev: Option<LogId>,
-    last: Option<LogId>,
-}
+impl<'s> AppendLane<SimTypes> for PeerLane<'s> {
+    type Message = AppendEntriesRequest<SimTypes>;
+    type Answer = BoxFuture<'s, RpcResult<AppendEntriesResponse<SimTypes>>>;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Open,
-    /// No more requests come; answers do.
-    Input,
-    /// Nothing more to say.
-    All,
-}
-
-impl<S> Pipeline<'_, S>
-where
-    S: Stream<Item = AppendEntriesRequest<SimTypes>> + Unpin + Send,
-{
-    async fn next(&mut self) -> Option<AppendResult> {
-        loop {
-            if self.end == End::All {
-                return None;
-            }
-            let more = self.end == End::Open && self.sent.len() < APPEND_WINDOW;
-            let Some(first) = self.sent.front_mut() else {
-                if !more {
-                    return None;
-                }
-                let request = self.input.next().await;
-                self.submit(request);
-                continue;
-            };
-            let deadline = first.deadline;
-            let waited = if more {
-                NodeRuntime::timeout_at(deadline, NodeRuntime::select2(&mut first.answer, self.input.next()))
-                    .await
-            } else {
-                let answer = NodeRuntime::timeout_at(deadline, &mut first.answer).await;
-                answer.map(Select2::First)
-            };
-            match waited {
-                Ok(Select2::Second(request)) => self.submit(request),
-                Ok(Select2::First(answer)) => {
-                    return Some(self.result(Some(answer.unwrap_or(Err(CallError::Lost)))));
-                }
-                Err(_) => return Some(self.result(None)),
-            }
-        }
-    }
-
-    fn submit(&mut self, request: Option<AppendEntriesRequest<SimTypes>>) {
-        let Some(rpc) = request else {
-            self.end = End::Input;
-            return;
-        };
-        self.peer.leads(&rpc.vote);
+    fn cut(&mut self, rpc: AppendEntriesRequest<SimTypes>) -> Option<Vec<Part>> {
         let prev = rpc.prev_log_id;
         let last = rpc.entries.last().map(|entry| entry.log_id).or(prev);
-        let answer = self.peer.send(Kind::InOrder(&mut self.lane), "append", move |node| {
+        Some(vec![Part { message: rpc, prev, last }])
+    }
+
+    async fn send(&mut self, rpc: AppendEntriesRequest<SimTypes>) -> RpcResult<Self::Answer> {
+        let peer = self.peer;
+        peer.leads(&rpc.vote);
+        let answer = peer.send(Kind::InOrder(&mut self.lane), "append", move |node| {
             let rpc = rpc.clone();
             async move { node.raft.append_entries(rpc).await.map_err(|error| error.to_string()) }
         });
-        self.sent.push_back(Sent { answer, deadline: now() + APPEND_ANSWER_TIMEOUT, prev, last });
-    }
-
-    fn result(
-        &mut self,
-        answered: Option<Result<Result<AppendEntriesResponse<SimTypes>, String>, CallError>>,
-    ) -> AppendResult {
-        let sent = self.sent.pop_front();
-        let (prev, last) = sent.map_or((None, None), |sent| (sent.prev, sent.last));
-        let timeout = APPEND_ANSWER_TIMEOUT;
-        match answered {
-            Some(Ok(Ok(AppendEntriesResponse::Success))) => return Ok(Ok(last)),
-            Some(Ok(Ok(AppendEntriesResponse::Conflict))) if prev.is_none() => {}
-            Some(Ok(Ok(response))) => {
-                let done =
-                    matches!(&response, AppendEntriesResponse::PartialSuccess(log_id) if *log_id == last);
-                if !done {
-                    // What was sent after this request builds on what the peer does not have.
-                    self.end = End::All;
-                }
-                return Ok(response.into_stream_result(prev, last));
-            }
-            Some(Ok(Err(refusal))) => {
-                self.end = End::All;
-                return Err(RPCError::Unreachable(Unreachable::from_string(refusal)));
-            }
-            Some(Err(CallError::Refused)) => {
-                self.end = End::All;
-                return Err(RPCError::Unreachable(Unreachable::from_string("connection refused")));
-            }
-            Some(Err(CallError::Lost)) => {}
-            None => {
-                self.end = End::All;
-                let (id, target) = (self.peer.id, self.peer.target);
-                return Err(RPCError::Timeout(Timeout {
-                    action: RPCTypes::AppendEntries,
-                    id,
-                    target,
-                    timeout,
-                }));
-            }
-        }
-        self.end = End::All;
-        Err(RPCError::Network(NetworkError::from_string("connection lost")))
+        let deadline = now() + APPEND_ANSWER_TIMEOUT;
+        Ok(Box::pin(async move {
+            let left = deadline - now().min(deadline);
+            peer.answer(RPCTypes::AppendEntries, left, answer).await
+        }))
     }
 }

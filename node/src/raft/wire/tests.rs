@@ -178,7 +178,7 @@ fn an_append_request_comes_out_as_it_went_in() {
     assert_eq!(parts.len(), 1);
     let part = parts.remove(0);
     assert_eq!((part.prev, part.last), (Some(log_id(4)), Some(log_id(6))));
-    let frame = encode(&envelope(Request::Append(part.append))).unwrap();
+    let frame = encode(&envelope(Request::Append(part.message))).unwrap();
     let Request::Append(append) = decode::<Envelope>(&frame).unwrap().request else {
         panic!("another request")
     };
@@ -194,7 +194,7 @@ fn a_large_append_request_is_cut_into_frames_that_follow_each_other() {
     for part in &parts {
         assert_eq!(part.prev, prev);
         prev = part.last;
-        assert!(encode(&envelope(Request::Append(part.append.clone()))).unwrap().len() < MAX_FRAME_BYTES);
+        assert!(encode(&envelope(Request::Append(part.message.clone()))).unwrap().len() < MAX_FRAME_BYTES);
     }
     assert_eq!(prev, Some(log_id(24)));
 }
