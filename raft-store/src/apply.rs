@@ -230,19 +230,7 @@ impl Step<'_> {
         if self.state.entries.contains_key(&new.id) {
             return Reply::Refused(CommandRefusal::IdTaken(new.id));
         }
-        let entry = Arc::new(Entry {
-            id: new.id,
-            target: new.target.clone(),
-            ports: new.ports.clone(),
-            protected: new.protected,
-            comment: new.comment.clone(),
-            owner: new.owner.clone(),
-            ticket: new.ticket.clone(),
-            labels: new.labels.clone(),
-            created_by: origin.actor.clone(),
-            created_at_ms: self.at_ms,
-            expires_at_ms: new.expires_at_ms,
-        });
+        let entry = Arc::new(new.clone().made_by(&origin.actor, self.at_ms));
         if let Target::Domain(domain) = &entry.target
             && !self.state.resolutions.contains_key(domain)
         {

@@ -181,6 +181,27 @@ pub struct NewEntry {
     pub expires_at_ms: Option<u64>,
 }
 
+impl NewEntry {
+    /// The entry it becomes.
+    pub fn made_by(self, created_by: &str, created_at_ms: u64) -> Entry {
+        let Self { id, target, ports, protected, comment, owner, ticket, labels, expires_at_ms } = self;
+        let created_by = created_by.to_owned();
+        Entry {
+            id,
+            target,
+            ports,
+            protected,
+            comment,
+            owner,
+            ticket,
+            labels,
+            created_by,
+            created_at_ms,
+            expires_at_ms,
+        }
+    }
+}
+
 /// New values for the parts of an entry that may change; `None` leaves a part as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EntryUpdate {

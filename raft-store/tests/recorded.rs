@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
-use allowlist::{EntryId, Ports, Target};
+use allowlist::{EntryId, Ports};
 use common::*;
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
 use openraft::{EntryPayload, RaftLogReader, RaftSnapshotBuilder};
@@ -31,15 +31,13 @@ fn add(number: u128, target: &str, ports: &[&str]) -> Command {
 
 fn new_entry(number: u128, target: &str, ports: Ports) -> NewEntry {
     NewEntry {
-        id: EntryId(Uuid::from_u128(number)),
-        target: target.parse::<Target>().unwrap(),
         ports,
         protected: number == 2,
         comment: format!("comment {number}, \"quoted\" and 中文"),
         owner: "platform".to_owned(),
         ticket: format!("OPS-{number}"),
         labels: BTreeMap::from([("team".to_owned(), "payments".to_owned())]),
-        expires_at_ms: None,
+        ..common::new_entry(number, target)
     }
 }
 

@@ -7,9 +7,10 @@ use std::fs;
 use std::sync::Arc;
 
 use common::*;
-use openraft::RaftSnapshotBuilder;
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
-use raft_store::types::Snapshot;
+use openraft::vote::{RaftLeaderId, RaftVote};
+use openraft::{RaftLogReader, RaftSnapshotBuilder};
+use raft_store::types::{Snapshot, Vote};
 use raft_store::{SnapshotFile, SpaceLimits, Store, StoreOptions};
 
 async fn leader(dir: &std::path::Path, entries: u64) -> (Store, Snapshot) {
@@ -154,4 +155,26 @@ async fn without_room_beyond_the_reserve_nothing_is_taken_in_and_no_snapshot_is_
     assert!(follower.snapshots.room_to_build().is_err());
     assert!(follower.machine.try_create_snapshot_builder(false).await.is_none());
     assert!(follower.machine.try_create_snapshot_builder(true).await.is_some(), "raft may insist");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_keeps_no_more_than_what_is_needed_and_two_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).await;
+    let bound = 2 * 17 * 1024 * 1024 + 40 * 257 * 1024;
+    for round in 0..12_u64 {
+        let start = round * 40;
+        append(&mut store.log, (start..start + 40).map(|index| large(index, 256 * 1024))).await;
+        store.log.purge(log_id(start + 20)).await.unwrap();
+        // The vote is answered after the segments of the purge before it are gone.
+        store.log.save_vote(&Vote::new(round + 1, 1)).await.unwrap();
+        let files =
+            fs::read_dir(dir.path().join("log")).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
+        let bytes: u64 = files.sum();
+        assert!(bytes <= bound && store.log.size().bytes <= bound, "{bytes} bytes after round {round}");
+    }
+    let vote = store.log.get_log_reader().await.read_vote().await.unwrap();
+    assert_eq!(vote, Some(Vote::from_leader_id(RaftLeaderId::new(12, 1), false)));
+    assert_eq!(store.log.size().entries, 19);
+    assert!(store.log.sync_times().snapshot().count >= 36);
 }

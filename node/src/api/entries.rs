@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use allowlist::entry::check_texts;
-use allowlist::{Entry, EntryId, PortRange, Ports, Revision, Target, TargetError};
+use allowlist::{EntryId, PortRange, Ports, Revision, Target, TargetError};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -173,7 +173,7 @@ pub(super) async fn add(
         // The answer to a request that is repeated after the entry went is what it was: the entry that was made.
         Err(_) if written.replayed && created => {
             let at_ms = written.at_ms.unwrap_or_default();
-            EntryView::new(&entry(NewEntry { id, ..new }, &caller.name, at_ms), &app.local())
+            EntryView::new(&NewEntry { id, ..new }.made_by(&caller.name, at_ms), &app.local())
         }
         Err(gone) => return Err(gone.replayed(written.replayed)),
     };
@@ -245,25 +245,6 @@ impl AppState {
             Problem::new(Code::NotFound, format!("entry {id} was removed by someone else in the same moment"))
         })?;
         Ok(EntryView::new(entry, &state))
-    }
-}
-
-/// The entry that `new` became.
-fn entry(new: NewEntry, created_by: &str, created_at_ms: u64) -> Entry {
-    let NewEntry { id, target, ports, protected, comment, owner, ticket, labels, expires_at_ms } = new;
-    let created_by = created_by.to_owned();
-    Entry {
-        id,
-        target,
-        ports,
-        protected,
-        comment,
-        owner,
-        ticket,
-        labels,
-        created_by,
-        created_at_ms,
-        expires_at_ms,
     }
 }
 

@@ -12,28 +12,13 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use crate::command::*;
+use crate::driving::{DOMAINS, PORTS, TARGETS, new_entry};
 use crate::state::{EventKind, State};
 
-const TARGETS: [&str; 8] = [
-    "a.example.com",
-    "b.example.com",
-    "c.example.org",
-    "1.1.1.1",
-    "8.8.8.8",
-    "2606:4700::1111",
-    "9.9.9.0/24",
-    "*.example.net",
-];
-const DOMAINS: usize = 3;
 const ADDRESSES: [&str; 6] = ["1.1.1.1", "8.8.8.8", "9.9.9.9", "2606:4700::1111", "10.0.0.1", "::1"];
-const PORTS: [&[&str]; 3] = [&[], &["tcp/443"], &["tcp/443", "udp/53-54"]];
 
 fn id(number: u128) -> EntryId {
     EntryId(Uuid::from_u128(number))
-}
-
-fn target(index: usize) -> Target {
-    TARGETS[index].parse().unwrap()
 }
 
 fn domain(index: usize) -> DomainName {
@@ -52,16 +37,11 @@ fn plain_command() -> impl Strategy<Value = Command> {
     let add = (1..12_u128, 0..TARGETS.len(), 0..PORTS.len(), any::<bool>(), "[a-c]{0,2}").prop_map(
         |(number, t, p, protected, comment)| {
             Command::AddEntry(NewEntry {
-                id: id(number),
-                target: target(t),
                 ports: ports(p),
                 // Rarely, or soon nothing can be removed any more.
                 protected: protected && number == 1,
                 comment,
-                owner: String::new(),
-                ticket: String::new(),
-                labels: BTreeMap::new(),
-                expires_at_ms: None,
+                ..new_entry(number, TARGETS[t])
             })
         },
     );
@@ -157,31 +137,8 @@ impl Model {
                 if let Some(entry) = same {
                     entry.protected |= new.protected;
                 } else if !self.entries.contains_key(&new.id) {
-                    let NewEntry {
-                        id,
-                        target,
-                        ports,
-                        protected,
-                        comment,
-                        owner,
-                        ticket,
-                        labels,
-                        expires_at_ms,
-                    } = new;
-                    let (created_by, created_at_ms) = (actor.to_owned(), at_ms);
-                    let entry = Entry {
-                        id,
-                        target,
-                        ports,
-                        protected,
-                        comment,
-                        owner,
-                        ticket,
-                        labels,
-                        created_by,
-                        created_at_ms,
-                        expires_at_ms,
-                    };
+                    let id = new.id;
+                    let entry = new.made_by(actor, at_ms);
                     self.entries.insert(id, entry);
                 }
             }

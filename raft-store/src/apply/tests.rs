@@ -2,23 +2,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::command::{NameStatus, Operation, RestorePart, SeenAddress};
+use crate::driving::new_entry;
 
 fn id(number: u128) -> EntryId {
     EntryId(Uuid::from_u128(number))
 }
 
 fn add(number: u128, target: &str, ports: &[&str]) -> Command {
-    Command::AddEntry(NewEntry {
-        id: id(number),
-        target: target.parse().unwrap(),
-        ports: Ports::new(ports.iter().map(|range| range.parse().unwrap()).collect()).unwrap(),
-        protected: false,
-        comment: String::new(),
-        owner: String::new(),
-        ticket: String::new(),
-        labels: BTreeMap::new(),
-        expires_at_ms: None,
-    })
+    let ports = Ports::new(ports.iter().map(|range| range.parse().unwrap()).collect()).unwrap();
+    Command::AddEntry(NewEntry { ports, ..new_entry(number, target) })
 }
 
 fn add_protected(number: u128, target: &str) -> Command {

@@ -1,22 +1,12 @@
 use super::*;
-use crate::codec;
+use crate::{codec, driving};
 
 fn bytes<T: Serialize>(value: &T) -> Vec<u8> {
     codec::encode(value).unwrap()
 }
 
 fn new_entry() -> NewEntry {
-    NewEntry {
-        id: EntryId(Uuid::from_u128(1)),
-        target: "8.8.8.8".parse().unwrap(),
-        ports: Ports::all(),
-        protected: false,
-        comment: "c".to_owned(),
-        owner: String::new(),
-        ticket: String::new(),
-        labels: BTreeMap::new(),
-        expires_at_ms: None,
-    }
+    NewEntry { comment: "c".to_owned(), ..driving::new_entry(1, "8.8.8.8") }
 }
 
 const NEW_ENTRY: &[u8] = b"\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x078.8.8.8\0\0\x01c\0\0\0\0";
@@ -49,20 +39,7 @@ fn commands_have_these_exact_bytes() {
     assert_eq!(codec::decode::<Command>(&expected).unwrap(), Command::Once(once));
     let expected = [&[1, 8, 1][..], NEW_ENTRY].concat();
     assert_eq!(bytes(&Command::AddEntries(vec![new_entry()])), expected);
-    let NewEntry { target, ports, protected, comment, owner, ticket, labels, .. } = new_entry();
-    let entry = Entry {
-        id,
-        target,
-        ports,
-        protected,
-        comment,
-        owner,
-        ticket,
-        labels,
-        created_by: "me".to_owned(),
-        created_at_ms: 5,
-        expires_at_ms: None,
-    };
+    let entry = new_entry().made_by("me", 5);
     let parts = vec![
         RestorePart::Entry { entry, resolution: Some(Resolution::default()) },
         RestorePart::Token(token),

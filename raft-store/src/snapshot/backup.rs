@@ -208,6 +208,7 @@ fn damaged(error: io::Error) -> BackupError {
 mod tests {
     use super::*;
     use crate::command::{Batch, Command, NewEntry, Operation, Origin, Reply};
+    use crate::driving::new_entry;
     use crate::snapshot::Content;
 
     fn content() -> Content {
@@ -216,17 +217,7 @@ mod tests {
 
     fn content_with(target: Target) -> Content {
         let entry = |number: u128, target: Target| {
-            Command::AddEntry(NewEntry {
-                id: allowlist::EntryId(Uuid::from_u128(number)),
-                target,
-                ports: allowlist::Ports::all(),
-                protected: false,
-                comment: String::new(),
-                owner: String::new(),
-                ticket: String::new(),
-                labels: Default::default(),
-                expires_at_ms: None,
-            })
+            Command::AddEntry(NewEntry { target, ..new_entry(number, "9.9.9.9") })
         };
         let commands = [
             Command::InitCluster { cluster: Uuid::from_u128(7) },

@@ -6,11 +6,12 @@
     reason = "shared by several test programs, each using a part"
 )]
 
-use std::collections::BTreeMap;
+mod fixtures;
+
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use allowlist::{EntryId, Ports, Target};
 use openraft::storage::{IOFlushed, RaftLogStorage, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderId;
@@ -18,7 +19,8 @@ use openraft::{EntryPayload, RaftLogReader};
 use raft_store::command::{Batch, Command, NewEntry, Operation, Origin};
 use raft_store::types::{Entry, LogId, NodeId};
 use raft_store::{LogStore, OpenError, StateMachine, Store, StoreOptions, TypeConfig};
-use uuid::Uuid;
+
+pub(crate) use fixtures::*;
 
 pub const NODE: NodeId = 11;
 
@@ -40,20 +42,20 @@ pub fn log_id(index: u64) -> LogId {
 
 /// A log entry that adds `8.0.0.0 + index`.
 pub fn entry(index: u64) -> Entry {
-    let octets = (0x0800_0000 + index as u32).to_be_bytes();
-    let command = Command::AddEntry(NewEntry {
-        id: EntryId(Uuid::from_u128(u128::from(index))),
-        target: Target::Address(octets.into()),
-        ports: Ports::all(),
-        protected: false,
-        comment: "x".repeat(200),
-        owner: String::new(),
-        ticket: String::new(),
-        labels: BTreeMap::new(),
-        expires_at_ms: None,
-    });
+    let address = Ipv4Addr::from(0x0800_0000 + index as u32).to_string();
+    let new = NewEntry { comment: "x".repeat(200), ..new_entry(index.into(), &address) };
+    let command = Command::AddEntry(new);
     let operations = vec![Operation { origin: Origin::default(), command }];
     Entry { log_id: log_id(index), payload: EntryPayload::Normal(Batch { at_ms: index, operations }) }
+}
+
+/// As [`entry`], with so many bytes that say nothing.
+pub fn large(index: u64, bytes: usize) -> Entry {
+    let mut entry = entry(index);
+    if let EntryPayload::Normal(batch) = &mut entry.payload {
+        batch.operations[0].origin.request_id = "x".repeat(bytes);
+    }
+    entry
 }
 
 /// Returns when the entries are synced.

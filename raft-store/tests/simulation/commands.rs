@@ -9,20 +9,9 @@ use raft_store::command::{
 };
 use uuid::Uuid;
 
+use crate::fixtures::{DOMAINS, PORTS, TARGETS, new_entry};
 use crate::rng::Rng;
 
-const DOMAINS: u64 = 3;
-const TARGETS: [&str; 8] = [
-    "a.example.com",
-    "b.example.com",
-    "c.example.org",
-    "1.1.1.1",
-    "8.8.8.8",
-    "2606:4700::1111",
-    "9.9.9.0/24",
-    "*.example.net",
-];
-const PORTS: [&[&str]; 3] = [&[], &["tcp/443"], &["tcp/443", "udp/53-54"]];
 const ADDRESSES: [&str; 5] = ["1.1.1.1", "8.8.8.8", "9.9.9.9", "2606:4700::1111", "10.0.0.1"];
 const MOST_OPERATIONS: u64 = 3;
 /// Rarely, or soon nothing can be removed any more.
@@ -38,15 +27,10 @@ pub(crate) fn draw(rng: &mut Rng, state: &State, tag: &str) -> Vec<Operation> {
 fn command(rng: &mut Rng, state: &State) -> Command {
     match rng.below(20) {
         0..8 => Command::AddEntry(NewEntry {
-            id: new_id(rng),
-            target: TARGETS[rng.below(TARGETS.len() as u64) as usize].parse().unwrap(),
             ports: ports(rng),
             protected: rng.chance(PROTECTED_PERMILLE),
             comment: text(rng),
-            owner: String::new(),
-            ticket: String::new(),
-            labels: BTreeMap::new(),
-            expires_at_ms: None,
+            ..new_entry(new_id(rng), TARGETS[rng.below(TARGETS.len() as u64) as usize])
         }),
         8..12 => Command::RemoveEntry { id: known_id(rng, state) },
         12..15 => Command::UpdateEntry {
@@ -58,7 +42,7 @@ fn command(rng: &mut Rng, state: &State) -> Command {
             },
         },
         15..18 => Command::SetResolution {
-            domain: TARGETS[rng.below(DOMAINS) as usize].parse().unwrap(),
+            domain: TARGETS[rng.below(DOMAINS as u64) as usize].parse().unwrap(),
             resolution: resolution(rng),
         },
         18 => Command::AddToken(Token {
@@ -71,8 +55,8 @@ fn command(rng: &mut Rng, state: &State) -> Command {
     }
 }
 
-fn new_id(rng: &mut Rng) -> EntryId {
-    EntryId(Uuid::from_u128(u128::from(rng.next()) << 64 | u128::from(rng.next())))
+fn new_id(rng: &mut Rng) -> u128 {
+    u128::from(rng.next()) << 64 | u128::from(rng.next())
 }
 
 /// One that is there, or was, or never was.

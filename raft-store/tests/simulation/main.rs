@@ -7,6 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic, also in what its functions share")]
 #![allow(clippy::print_stderr, reason = "the trace of a seed is for the person who replays it")]
 
+#[path = "../common/fixtures.rs"]
+mod fixtures;
+
 mod clients;
 mod commands;
 mod disk;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::apply::model::batches;
 use crate::command::{Batch, Command, NewEntry, Operation, Origin, Role};
+use crate::driving::new_entry;
 use crate::types::NodeInfo;
 
 fn log_id(index: u64) -> LogId {
@@ -32,16 +33,9 @@ fn many_entries(count: u128) -> Vec<Batch> {
     let operations = (1..=count).map(|number| {
         let octets = (0x0808_0000 + number as u32).to_be_bytes();
         let command = Command::AddEntry(NewEntry {
-            id: allowlist::EntryId(Uuid::from_u128(number)),
-            target: allowlist::Target::Address(octets.into()),
-            ports: allowlist::Ports::all(),
-            protected: false,
             // Random enough not to shrink to nothing.
             comment: format!("{:x}", Sha256::digest(number.to_be_bytes())),
-            owner: String::new(),
-            ticket: String::new(),
-            labels: BTreeMap::new(),
-            expires_at_ms: None,
+            ..new_entry(number, &std::net::Ipv4Addr::from(octets).to_string())
         });
         Operation { origin: Origin::default(), command }
     });
