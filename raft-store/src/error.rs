@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::space::Space;
+
 /// What the operator has to do when a node's own copy is beyond use. Starting empty under the same id instead could
 /// elect a leader without acknowledged writes.
 pub(crate) const REJOIN: &str = "this node's copy cannot be used; stop it, move its data directory away, remove the node from \
@@ -18,6 +20,20 @@ pub enum OpenError {
         path: PathBuf,
         /// What the file system said.
         source: io::Error,
+    },
+    /// Opening needs to write, and the disk is full.
+    #[error(
+        "open data directory {path}: the disk is full ({free} bytes are free, {needed} are needed); free at least {} bytes \
+         on its file system, of anything but this data directory, then start again",
+        needed.saturating_sub(*free)
+    )]
+    Full {
+        /// What was to be written or read.
+        path: PathBuf,
+        /// Free bytes.
+        free: u64,
+        /// Bytes that must be free.
+        needed: u64,
     },
     /// Another process has it open.
     #[error("data directory {path} is in use by another process; stop that one first")]
@@ -78,10 +94,22 @@ impl OpenError {
     pub fn needs_rejoin(&self) -> bool {
         match self {
             Self::Directory { .. }
+            | Self::Full { .. }
             | Self::Locked { .. }
             | Self::NewerVersion { .. }
             | Self::Recovery { .. } => false,
             Self::Identity { .. } | Self::Log { .. } | Self::State { .. } => true,
+        }
+    }
+
+    /// Says how much room is missing, when that is what is wrong.
+    pub(crate) fn or_full(self, space: &Space) -> Self {
+        match self {
+            Self::Directory { path, source } if source.kind() == io::ErrorKind::StorageFull => {
+                let (free, needed) = space.opening();
+                Self::Full { path, free, needed: needed.max(free + 1) }
+            }
+            other => other,
         }
     }
 

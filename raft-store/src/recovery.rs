@@ -176,8 +176,8 @@ fn read_old(
     let ends = log.ends();
     let space = Space::without_limits(dir)?;
     let snapshots = Snapshots::open(&Disk::default(), dir, &space)?;
-    let (database, mut content) = recover::recover(dir, ends, &snapshots, &space)?;
-    database.close();
+    let (mut generation, mut content) = recover::recover(dir, ends, &snapshots, &space)?;
+    generation.close();
     if content.state.cluster().is_some_and(|cluster| cluster != recovery.lost) {
         return Err(failed(format!("the data is not of cluster {}", recovery.lost)));
     }

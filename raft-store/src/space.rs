@@ -31,6 +31,8 @@ pub const SPARE_PERCENT: u64 = 25;
 pub const SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// With less than this (and less than what is needed) a store opens only after giving up its reserve.
 const OPENING_BYTES: u64 = 64 * 1024 * 1024;
+/// A store whose disk is full may need so much to open.
+const MIN_OPENING_BYTES: u64 = 16 * 1024 * 1024;
 /// With less than this free, an error that does not say its reason counts as that of a full disk.
 const FULL_BYTES: u64 = 1024 * 1024;
 const FILE_NAME: &str = "reserve";
@@ -126,6 +128,12 @@ impl Space {
         }
         space.check();
         Ok(space)
+    }
+
+    /// Bytes that are free, and bytes that must be to open a store in any case.
+    pub(crate) fn opening(&self) -> (u64, u64) {
+        let (free, total) = self.shared.measure().unwrap_or_default();
+        (free, self.shared.needed(total).clamp(MIN_OPENING_BYTES, OPENING_BYTES))
     }
 
     /// For a store that is opened for a moment, to be read or prepared.

@@ -87,15 +87,25 @@ impl Store {
 }
 
 fn open_blocking(disk: &Disk, dir: &Path, options: StoreOptions) -> Result<Store, OpenError> {
-    let StoreOptions { new_id, space, on_fatal } = options;
     let lock = Arc::new(DataDir::lock(dir)?);
-    let space = Space::open(disk, dir, space).map_err(OpenError::at(dir))?;
+    let space = Space::open(disk, dir, options.space).map_err(OpenError::at(dir))?;
+    open_with(disk, dir, options, lock, space.clone()).map_err(|error| error.or_full(&space))
+}
+
+fn open_with(
+    disk: &Disk,
+    dir: &Path,
+    options: StoreOptions,
+    lock: Arc<DataDir>,
+    space: Space,
+) -> Result<Store, OpenError> {
+    let StoreOptions { new_id, on_fatal, .. } = options;
     recovery::finish(dir, &lock)?;
     let known_id = identity::read(dir)?;
     let log = LogStore::open(disk, dir, known_id, Arc::clone(&lock), &space, on_fatal.clone())?;
     let ends = log.ends();
     let snapshots = Snapshots::open(disk, dir, &space)?;
-    let (database, content) = recover::recover(dir, ends, &snapshots, &space)?;
+    let (generation, content) = recover::recover(dir, ends, &snapshots, &space)?;
     let pristine = !ends.has_vote && ends.last.is_none() && content.applied.is_none();
     let id = match known_id {
         Some(id) => id,
@@ -111,7 +121,7 @@ fn open_blocking(disk: &Disk, dir: &Path, options: StoreOptions) -> Result<Store
     };
     let checkpointer = Checkpointer::start(
         &recover::root(dir),
-        database,
+        (generation, &content),
         log.flushed(),
         GrowthLimit::default(),
         space.clone(),

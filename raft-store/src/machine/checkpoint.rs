@@ -58,24 +58,25 @@ struct Shared {
 
 /// The generation in use.
 #[derive(Debug)]
-enum Generation {
+pub(crate) enum Generation {
     Open(Database),
     /// Closed because the disk was full.
     Closed(PathBuf),
-    /// Closed, and of the time before a snapshot that was put in its place and is not written yet.
-    Superseded(PathBuf),
+    /// Of the time before the state it should hold, if there is any: that is written when there is room.
+    Superseded(Option<PathBuf>),
 }
 
 impl Generation {
-    fn close(&mut self) {
-        if let Self::Open(_) = self {
-            let dir = self.dir().to_owned();
+    /// Lets go of it.
+    pub(crate) fn close(&mut self) {
+        if let Self::Open(database) = self {
+            let dir = database.dir().to_owned();
             self.put(Self::Closed(dir));
         }
     }
 
     fn supersede(&mut self) {
-        let dir = self.dir().to_owned();
+        let dir = self.dir().map(Path::to_owned);
         self.put(Self::Superseded(dir));
     }
 
@@ -85,10 +86,11 @@ impl Generation {
         }
     }
 
-    fn dir(&self) -> &Path {
+    pub(super) fn dir(&self) -> Option<&Path> {
         match self {
-            Self::Open(database) => database.dir(),
-            Self::Closed(dir) | Self::Superseded(dir) => dir,
+            Self::Open(database) => Some(database.dir()),
+            Self::Closed(dir) => Some(dir),
+            Self::Superseded(dir) => dir.as_deref(),
         }
     }
 }
@@ -120,19 +122,25 @@ struct Pending {
 }
 
 impl Checkpointer {
+    /// Begins with a generation that holds `content`, or writes one.
     pub(crate) fn start(
         root: &Path,
-        database: Database,
+        (generation, content): (Generation, &Content),
         flushed: Arc<Flushed>,
         limit: GrowthLimit,
         space: Space,
         fatal: FatalHook,
     ) -> std::io::Result<Self> {
+        let mut pending = Pending::default();
+        if let Generation::Superseded(_) = generation {
+            pending.next = Some((content.clone(), Dirty::default()));
+            pending.since = Some(Instant::now());
+        }
         let shared = Arc::new(Shared {
             root: root.to_owned(),
-            pending: Mutex::default(),
+            pending: Mutex::new(pending),
             changed: Condvar::new(),
-            database: Mutex::new(Generation::Open(database)),
+            database: Mutex::new(generation),
             limit,
             space,
             fatal,
@@ -212,8 +220,9 @@ impl Replacement {
 
 /// Puts a complete generation in the place of another one, which goes.
 fn switch(generation: &mut Generation, new: Database) {
-    let dir = generation.dir().to_owned();
+    let dir = generation.dir().map(Path::to_owned);
     drop(std::mem::replace(generation, Generation::Open(new)));
+    let Some(dir) = dir else { return };
     // Only garbage by now: what cannot be removed today is removed when the store is opened.
     if let Err(error) = fs::remove_dir_all(&dir) {
         tracing::warn!(%error, dir = %dir.display(), "remove the old checkpoint");

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::checkpoint::Generation;
 use super::database::{self, Database, LoadError};
 use crate::disk::Disk;
 use crate::error::OpenError;
@@ -21,13 +22,14 @@ pub(crate) fn root(data_dir: &Path) -> PathBuf {
     data_dir.join(DIR_NAME)
 }
 
-/// The state to start from, and an open checkpoint that holds exactly it.
+/// The state to start from, and an open checkpoint that holds exactly it. Where the disk has no room for one, what holds the
+/// state is the snapshot it was read from and the log; the checkpoint follows when there is room.
 pub(crate) fn recover(
     data_dir: &Path,
     log: LogEnds,
     snapshots: &Snapshots,
     space: &Space,
-) -> Result<(Database, Content), OpenError> {
+) -> Result<(Generation, Content), OpenError> {
     let root = root(data_dir);
     Disk::default().create_dir(&root).map_err(OpenError::at(&root))?;
     let checkpoint = newest_checkpoint(&root)?;
@@ -45,16 +47,21 @@ pub(crate) fn recover(
             show(log.last)
         )));
     }
-    let (database, content) = match (checkpoint, newest) {
-        (Some((database, content)), None) => (Some(database), content),
-        (Some((database, content)), Some(_)) if reaches <= applied => (Some(database), content),
-        (_, Some(snapshot)) => {
+    let (generation, content) = match (checkpoint, newest) {
+        (Some((database, content)), None) => (Generation::Open(database), content),
+        (Some((database, content)), Some(_)) if reaches <= applied => (Generation::Open(database), content),
+        (checkpoint, Some(snapshot)) => {
+            let old = checkpoint.map(|(database, _)| {
+                let dir = database.dir().to_owned();
+                database.close();
+                dir
+            });
             let content = format::read(snapshot.snapshot.file())
                 .map_err(|error| lost(format!("read {}: {error}", snapshot.snapshot.path().display())))?;
             tracing::info!(applied = show(content.applied), "state taken from the newest snapshot");
-            (None, content)
+            (Generation::Superseded(old), content)
         }
-        (None, None) => (None, Content::default()),
+        (None, None) => (Generation::Superseded(None), Content::default()),
     };
     let next_needed = content.applied.map_or(0, |id| id.index + 1);
     if let Some(purged) = log.purged
@@ -66,15 +73,26 @@ pub(crate) fn recover(
             show(content.applied)
         )));
     }
-    let database = match database {
-        Some(database) => database,
-        None => create(&root, &content, space).map_err(|reason| match is_no_space(&reason, space) {
-            true => full(&root),
-            false => lost(format!("write the checkpoint: {reason}")),
-        })?,
-    };
-    remove_others(&root, database.dir());
-    Ok((database, content))
+    if !matches!(generation, Generation::Superseded(_)) {
+        remove_others(&root, &generation);
+        return Ok((generation, content));
+    }
+    match create(&root, &content, space) {
+        Ok(database) => {
+            let generation = Generation::Open(database);
+            remove_others(&root, &generation);
+            Ok((generation, content))
+        }
+        Err(reason) if is_no_space(&reason, space) => {
+            tracing::error!(
+                reason,
+                "the disk is full: the checkpoint is written when there is room, until then each start reads the log \
+                 since the newest snapshot"
+            );
+            Ok((generation, content))
+        }
+        Err(reason) => Err(lost(format!("write the checkpoint: {reason}"))),
+    }
 }
 
 /// A new generation; for it the reserve is given up if need be.
@@ -122,9 +140,10 @@ fn newest_checkpoint(root: &Path) -> Result<Option<(Database, Content)>, OpenErr
 }
 
 /// Older generations.
-fn remove_others(root: &Path, current: &Path) {
-    let others =
-        database::generations(root).unwrap_or_default().into_iter().filter(|(_, dir)| dir != current);
+fn remove_others(root: &Path, current: &Generation) {
+    let current = current.dir();
+    let others = database::generations(root).unwrap_or_default().into_iter();
+    let others = others.filter(|(_, dir)| Some(dir.as_path()) != current);
     for (_, dir) in others {
         if let Err(error) = fs::remove_dir_all(&dir) {
             tracing::warn!(%error, dir = %dir.display(), "remove an old checkpoint");

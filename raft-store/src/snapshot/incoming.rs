@@ -1,6 +1,5 @@
 //! A snapshot on its way in from a peer.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use uuid::Uuid;
 
 use super::file::{RoomCheck, Temporary};
 use super::{SnapshotFile, format};
+use crate::disk::{Disk, DiskFile};
 use crate::space::Space;
 use crate::types::{Snapshot, SnapshotMeta};
 
@@ -19,7 +19,7 @@ pub const MAX_SNAPSHOT_BYTES: u64 = 16 * 1024 * 1024 * 1024;
 /// owner, this or the finished snapshot that was not installed, the file goes.
 #[derive(Debug)]
 pub struct IncomingSnapshot {
-    file: File,
+    file: DiskFile,
     temporary: Arc<Temporary>,
     len: u64,
     room: RoomCheck,
@@ -27,8 +27,8 @@ pub struct IncomingSnapshot {
 }
 
 impl IncomingSnapshot {
-    pub(super) fn create(path: &Path, space: &Space, cluster: Option<Uuid>) -> io::Result<Self> {
-        let file = File::create_new(path)?;
+    pub(super) fn create(disk: &Disk, path: &Path, space: &Space, cluster: Option<Uuid>) -> io::Result<Self> {
+        let file = disk.create(path)?;
         Ok(Self {
             file,
             temporary: Arc::new(Temporary(path.to_owned())),
@@ -68,7 +68,7 @@ impl IncomingSnapshot {
     /// # Errors
     /// `InvalidData` when it is damaged or belongs to another cluster.
     pub fn finish(self) -> io::Result<Snapshot> {
-        self.file.sync_all()?;
+        self.file.sync()?;
         let file = SnapshotFile::open_temporary(self.temporary)?;
         let header = format::verify(file.file())?;
         if let (Some(ours), Some(theirs)) = (self.cluster, header.cluster)

@@ -7,6 +7,8 @@ mod backup;
 mod file;
 pub(crate) mod format;
 mod incoming;
+#[cfg(test)]
+mod power_tests;
 
 use std::fs;
 use std::io;
@@ -78,12 +80,12 @@ impl Snapshots {
                 Err(error) => {
                     let aside = path.with_extension("damaged");
                     tracing::error!(%error, path = %path.display(), aside = %aside.display(), "set a damaged snapshot aside");
-                    fs::rename(&path, &aside).map_err(OpenError::at(&path))?;
+                    disk.rename(&path, &aside).map_err(OpenError::at(&path))?;
                 }
             }
         }
         for part in sorted_files(&dir, PART_SUFFIX).map_err(OpenError::at(&dir))? {
-            fs::remove_file(&part).map_err(OpenError::at(&part))?;
+            disk.remove(&part).map_err(OpenError::at(&part))?;
         }
         Ok(Self {
             shared: Arc::new(Shared {
@@ -106,7 +108,8 @@ impl Snapshots {
     /// # Errors
     /// What the file system says.
     pub fn receive(&self, reader: &StateReader) -> io::Result<IncomingSnapshot> {
-        IncomingSnapshot::create(&self.new_part(), &self.shared.space, reader.state().cluster())
+        let shared = &self.shared;
+        IncomingSnapshot::create(&shared.disk, &self.new_part(), &shared.space, reader.state().cluster())
     }
 
     /// A place to write a backup to that an operator sends.
@@ -142,7 +145,7 @@ impl Snapshots {
         let mut newest = self.shared.newest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(newest) = newest.as_ref().filter(|newest| newest.meta.last_log_id >= meta.last_log_id) {
             if path != named {
-                fs::remove_file(path)?;
+                self.shared.disk.remove(path)?;
             }
             return Ok(newest.clone());
         }
@@ -156,8 +159,9 @@ impl Snapshots {
     }
 
     fn prune(&self) {
-        let pruned = sorted_files(&self.shared.dir, SUFFIX)
-            .and_then(|files| files.iter().rev().skip(KEPT).try_for_each(fs::remove_file));
+        let pruned = sorted_files(&self.shared.dir, SUFFIX).and_then(|files| {
+            files.iter().rev().skip(KEPT).try_for_each(|file| self.shared.disk.remove(file))
+        });
         if let Err(error) = pruned {
             tracing::warn!(%error, dir = %self.shared.dir.display(), "remove old snapshots");
         }

@@ -35,7 +35,7 @@ fn a_checkpoint_that_has_grown_is_written_anew_and_holds_the_same() {
     let limit = GrowthLimit { times: 4, slack_bytes: 2 * 1024 * 1024 };
     let checkpointer = Checkpointer::start(
         dir.path(),
-        database,
+        (Generation::Open(database), &content),
         flushed,
         limit,
         Space::without_limits(dir.path()).unwrap(),
@@ -86,8 +86,15 @@ fn a_checkpoint_that_has_grown_is_left_as_it_is_while_the_disk_has_no_room_for_a
     let all = SpaceLimits { low_percent: 100, low_bytes: 0, reserve_percent: 100, reserve_bytes: u64::MAX };
     let space = Space::open(&Disk::default(), dir.path(), all).unwrap();
     let failed = FatalHook::new(|reason| panic!("{reason}"));
-    let checkpointer =
-        Checkpointer::start(dir.path(), database, flushed, nothing_is_small, space, failed).unwrap();
+    let checkpointer = Checkpointer::start(
+        dir.path(),
+        (Generation::Open(database), &content),
+        flushed,
+        nothing_is_small,
+        space,
+        failed,
+    )
+    .unwrap();
     if let openraft::EntryPayload::Normal(batch) = driving::entry(1).payload {
         let dirty = step(&mut content, batch.operations);
         checkpointer.note(content.clone(), dirty);
