@@ -18,9 +18,10 @@ use crate::snapshot::Content;
 use crate::space::{Space, SpaceState};
 
 /// A step is taken at the latest when so many keys have changed …
-const STEP_KEYS: usize = 10_000;
-/// … or when the oldest change is this old.
-const STEP_INTERVAL: Duration = Duration::from_millis(200);
+const STEP_KEYS: usize = 50_000;
+/// … or when the oldest change is this old. Each step costs syncs that the log's own wait behind, and writes whole pages
+/// for single records; what a start has to replay instead takes less time than it took to write.
+const STEP_INTERVAL: Duration = Duration::from_secs(5);
 /// A step that met a full disk is tried again after this time.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 /// … which doubles each time, up to this.
