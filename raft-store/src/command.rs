@@ -141,6 +141,20 @@ impl Command {
         }
     }
 
+    /// True when afterwards another token may stand than before.
+    pub fn changes_tokens(&self) -> bool {
+        match self {
+            Self::Once(once) => once.commands.iter().any(Self::changes_tokens),
+            Self::AddToken(_) | Self::RemoveToken { .. } | Self::Restore(_) => true,
+            Self::AddEntry(_)
+            | Self::RemoveEntry { .. }
+            | Self::UpdateEntry { .. }
+            | Self::SetResolution { .. }
+            | Self::InitCluster { .. }
+            | Self::AddEntries(_) => false,
+        }
+    }
+
     fn weight(&self) -> usize {
         let weight = match self {
             Self::Once(once) => once.commands.iter().map(Self::weight).sum(),

@@ -1,14 +1,18 @@
-//! The leader's side of a write. While one log entry is on its way, the operations of the next writers gather into the
-//! next one: concurrent writes share entries and fsyncs, a lone write does not wait.
+//! The leader's side of a write. While log entries are on their way, the operations of the next writers gather into the
+//! next one: concurrent writes share entries and fsyncs, a lone write does not wait (see [`under_way`]).
 //!
 //! A write that is still queued when its time is over is taken out again, and its writer learns that it never entered
 //! the log. Only a write whose entry is on its way has an unknown outcome.
 //!
 //! A write may name the token it is made with. Whether that token still stands is looked up here, when the write is put
-//! into its entry: everything this leader proposed before is applied by then (one entry is on its way at a time), and so
-//! is everything of the leaders before it (see [`Leading::CatchingUp`]). So a token's removal that was acknowledged, or
-//! merely logged, before a write enters the log stops that write, at the price of a look into the memory.
+//! into its entry: everything this leader proposed before that changes tokens is applied by then (nothing sets out beside
+//! such an entry), and so is everything of the leaders before it (see [`Leading::CatchingUp`]). So a token's removal that
+//! was acknowledged, or merely logged, before a write enters the log stops that write, at the price of a look into the
+//! memory.
 
+mod under_way;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -23,19 +27,20 @@ use openraft::vote::RaftLeaderId as _;
 use openraft::{Instant as _, ServerState};
 use raft_store::command::{Batch, BatchReply, MAX_OPERATIONS_PER_BATCH, Operation};
 use raft_store::{State, StateReader, TypeConfig};
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::clock::Clock;
 use super::wire::{ProposeFailure, TokenMark};
 use super::{Metrics, Raft};
 use crate::cluster::Term;
+use under_way::{Load, Place, UnderWay};
 
 /// Operations gather into one entry up to this size.
 const MAX_GATHERED_BYTES: usize = 256 * 1024;
 /// Largest write, which then has an entry of its own.
 pub(crate) const MAX_ENTRY_BYTES: usize = 1024 * 1024;
-/// Writes that may wait; one more is refused at once.
+/// Writes that may wait; one more is refused at once. Half of them are with the gatherer already.
 const QUEUE_PROPOSALS: usize = 4_096;
 /// A leader that has not heard from a majority for this long holds writes back instead of logging them: they can then
 /// be refused with certainty when their time is over.
@@ -52,7 +57,7 @@ const WITHDRAWN: u8 = 2;
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Proposal>,
     /// Held for reading by each log entry on its way.
-    under_way: Arc<RwLock<()>>,
+    held_up: Arc<RwLock<()>>,
 }
 
 /// What must hold when a write enters the log.
@@ -78,24 +83,25 @@ struct Proposal {
 impl Proposer {
     /// Starts the task; it ends when the last [`Proposer`] is dropped.
     pub(crate) fn start(raft: Raft, reader: &StateReader) -> Self {
-        let (queue, proposals) = mpsc::channel(QUEUE_PROPOSALS);
-        let under_way = Arc::new(RwLock::new(()));
+        let (queue, proposals) = mpsc::channel(QUEUE_PROPOSALS / 2);
+        let held_up = Arc::new(RwLock::new(()));
         let gatherer = Gatherer {
             raft,
             proposals,
-            carried: None,
+            waiting: VecDeque::new(),
             clock: Clock::new(reader.clone()),
             reader: reader.clone(),
-            under_way: Arc::clone(&under_way),
+            under_way: UnderWay::default(),
+            held_up: Arc::clone(&held_up),
         };
         tokio::spawn(gatherer.run());
-        Self { queue, under_way }
+        Self { queue, held_up }
     }
 
     /// Waits until no log entry is on its way, and lets none set out as long as the result is held: leadership can be
     /// handed over without leaving a write in doubt.
     pub(crate) async fn pause(&self) -> OwnedRwLockWriteGuard<()> {
-        Arc::clone(&self.under_way).write_owned().await
+        Arc::clone(&self.held_up).write_owned().await
     }
 
     /// Writes `operations` through this node, which must be the leader, and returns after commit and apply.
@@ -154,33 +160,59 @@ fn size(operations: &[Operation]) -> Result<usize, String> {
 struct Gatherer {
     raft: Raft,
     proposals: mpsc::Receiver<Proposal>,
-    /// The one that did not fit into the last entry.
-    carried: Option<Proposal>,
+    /// Taken from there, for the next entry.
+    waiting: VecDeque<Proposal>,
     clock: Clock,
     reader: StateReader,
-    under_way: Arc<RwLock<()>>,
+    under_way: UnderWay,
+    held_up: Arc<RwLock<()>>,
 }
 
 impl Gatherer {
     async fn run(mut self) {
-        loop {
-            let first = match self.carried.take() {
-                Some(proposal) => proposal,
-                None => match self.proposals.recv().await {
-                    Some(proposal) => proposal,
-                    None => return,
-                },
-            };
+        while self.wait_until_due().await {
+            let Some(first) = self.waiting.pop_front() else { continue };
             if let Some(leader) = self.wait_for_quorum(&first).await {
                 // While leadership is handed over, writes wait here and then go to the next leader.
-                let under_way = Arc::clone(&self.under_way).read_owned().await;
+                let passed = Arc::clone(&self.held_up).read_owned().await;
                 let entry = self.gather(first, leader);
-                self.write(entry, leader).await;
-                drop(under_way);
+                self.write(entry, leader, passed).await;
             } else if first.claim.load(Ordering::Acquire) == QUEUED {
                 // The receiver may be gone; then nobody wants to know.
                 let _ = first.reply.send(Err(ProposeFailure::NotLeader));
             }
+        }
+    }
+
+    /// Returns true when writes wait and may set out, false when nobody can write any more.
+    async fn wait_until_due(&mut self) -> bool {
+        loop {
+            self.take_what_came();
+            if self.waiting.is_empty() {
+                match self.proposals.recv().await {
+                    Some(proposal) => self.waiting.push_back(proposal),
+                    None => return false,
+                }
+                // Others came with it.
+                continue;
+            }
+            if self.under_way.lets_go(self.waiting.len()) {
+                return true;
+            }
+            tokio::select! {
+                () = self.under_way.arrival() => {}
+                Some(proposal) = self.proposals.recv(), if self.waiting.len() < QUEUE_PROPOSALS / 2 => {
+                    self.waiting.push_back(proposal);
+                }
+            }
+        }
+    }
+
+    fn take_what_came(&mut self) {
+        while self.waiting.len() < QUEUE_PROPOSALS / 2
+            && let Ok(proposal) = self.proposals.try_recv()
+        {
+            self.waiting.push_back(proposal);
         }
     }
 
@@ -207,6 +239,7 @@ impl Gatherer {
     /// The state is looked at after [`Self::wait_for_quorum`], and the entry is written only if this node still leads as
     /// `leader`: nothing can have entered the log in between.
     fn gather(&mut self, first: Proposal, leader: LeaderIdOf<TypeConfig>) -> Vec<Proposal> {
+        self.take_what_came();
         let state = self.reader.state();
         let (mut operations, mut bytes) = (0, 0);
         let mut entry = Vec::new();
@@ -216,7 +249,7 @@ impl Gatherer {
                 || (operations + weight(&proposal.operations) <= MAX_OPERATIONS_PER_BATCH
                     && bytes + proposal.bytes <= MAX_GATHERED_BYTES);
             if !fits {
-                self.carried = Some(proposal);
+                self.waiting.push_front(proposal);
                 break;
             }
             let taken =
@@ -239,26 +272,18 @@ impl Gatherer {
                     entry.push(proposal);
                 }
             }
-            next = self.proposals.try_recv().ok();
+            next = self.waiting.pop_front();
         }
         entry
     }
 
-    /// Writes one log entry, provided that `leader`, which is this node, leads.
-    async fn enter(
-        &self,
-        batch: Batch,
+    /// Writes one log entry, provided that `leader`, which is this node, leads; does not wait until it has arrived.
+    async fn write(
+        &mut self,
+        entry: Vec<Proposal>,
         leader: LeaderIdOf<TypeConfig>,
-    ) -> Result<ClientWriteResponse<TypeConfig>, ProposeFailure> {
-        let lost =
-            |error: &dyn std::fmt::Display| ProposeFailure::Unknown(format!("write log entry: {error}"));
-        let (responder, written) = ProgressResponder::complete_only();
-        let request = self.raft.write(batch).responder(responder).with_leader(leader);
-        request.await.map_err(|fatal| lost(&fatal))?;
-        written.await.map_err(|_| lost(&"raft has ended"))?.map_err(|error| failure(&error))
-    }
-
-    async fn write(&mut self, entry: Vec<Proposal>, leader: LeaderIdOf<TypeConfig>) {
+        passed: OwnedRwLockReadGuard<()>,
+    ) {
         if entry.is_empty() {
             return;
         }
@@ -268,30 +293,57 @@ impl Gatherer {
             writers.push((proposal.operations.len(), proposal.reply));
             operations.extend(proposal.operations);
         }
+        let decides = operations.iter().any(|operation| operation.command.changes_tokens());
+        let place = self.under_way.set_out(Load { writes: writers.len(), decides });
         let expected = operations.len();
         let batch = Batch { at_ms: self.clock.now_ms(), operations };
-        let mut replies = match self.enter(batch, leader).await {
-            Ok(response) if response.data.replies.len() == expected => Ok(response.data),
-            Ok(response) => Err(ProposeFailure::Unknown(format!(
-                "{} replies to {expected} operations at revision {}",
-                response.data.replies.len(),
-                response.data.revision
-            ))),
-            Err(failure) => Err(failure),
-        };
-        for (count, reply) in writers {
-            let part = match &mut replies {
-                Ok(all) => {
-                    let rest = all.replies.split_off(count);
-                    let mine = std::mem::replace(&mut all.replies, rest);
-                    Ok(BatchReply { revision: all.revision, replies: mine })
-                }
-                Err(failure) => Err(failure.clone()),
+        let (responder, written) = ProgressResponder::complete_only();
+        // Entries set out in the order in which they were made; only their arrival is waited for beside the next one.
+        let sent = self.raft.write(batch).responder(responder).with_leader(leader).await;
+        tokio::spawn(async move {
+            let result = match sent {
+                Ok(()) => written.await.map_err(|_| lost(&"raft has ended")),
+                Err(fatal) => Err(lost(&fatal)),
             };
-            // Writers that gave up are not told.
-            let _ = reply.send(part);
-        }
+            let result = result.and_then(|response| response.map_err(|error| failure(&error)));
+            // Before the writers know: whoever writes again finds the way free.
+            arrived(place, passed);
+            tell(writers, expected, result);
+        });
     }
+}
+
+fn arrived(place: Place, passed: OwnedRwLockReadGuard<()>) {
+    drop((place, passed));
+}
+
+/// Gives each writer its part of the answer.
+fn tell(
+    writers: Vec<(usize, oneshot::Sender<Result<BatchReply, ProposeFailure>>)>,
+    expected: usize,
+    result: Result<ClientWriteResponse<TypeConfig>, ProposeFailure>,
+) {
+    let mut answer = result.and_then(|response| match response.data {
+        BatchReply { revision, replies } if replies.len() == expected => Ok((revision, replies.into_iter())),
+        BatchReply { revision, replies } => Err(ProposeFailure::Unknown(format!(
+            "{} replies to {expected} operations at revision {revision}",
+            replies.len()
+        ))),
+    });
+    for (count, writer) in writers {
+        let part = match &mut answer {
+            Ok((revision, replies)) => {
+                Ok(BatchReply { revision: *revision, replies: replies.by_ref().take(count).collect() })
+            }
+            Err(failure) => Err(failure.clone()),
+        };
+        // Writers that gave up are not told.
+        let _ = writer.send(part);
+    }
+}
+
+fn lost(error: &dyn std::fmt::Display) -> ProposeFailure {
+    ProposeFailure::Unknown(format!("write log entry: {error}"))
 }
 
 fn failure(error: &ClientWriteError<TypeConfig>) -> ProposeFailure {
