@@ -174,12 +174,14 @@ impl Cluster {
 
 /// Tells whether this node leads.
 async fn watch_leadership(raft: Raft, lead: watch::Sender<bool>, meter: Meter, stop: CancellationToken) {
-    let mut metrics = raft.metrics();
+    // All metrics change with every message, these only with what is looked for; they end with raft.
+    let mut metrics = raft.server_metrics();
     let mut followed = None;
     loop {
         let (leads, leader) = {
             let metrics = metrics.borrow_and_update();
-            (leads(&metrics), metrics.current_leader.map(|id| (metrics.current_term, id)))
+            let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(metrics.id);
+            (leads, metrics.current_leader.map(|id| (metrics.vote.leader_id.term, id)))
         };
         if let Some(leader) = leader.filter(|leader| followed != Some(*leader))
             && followed.replace(leader).is_some()

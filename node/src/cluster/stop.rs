@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::Fatal;
 use raft_store::Store;
 use raft_store::types::NodeId;
 use tokio::time::timeout;
@@ -93,20 +92,15 @@ impl Cluster {
 
     /// Returns when raft cannot go on (a disk error), with the reason.
     pub async fn failed(&self) -> String {
-        let mut metrics = self.raft().metrics();
-        loop {
-            let state = metrics.borrow_and_update().running_state.clone();
-            match state {
-                Err(Fatal::Stopped) if self.inner.stop.is_cancelled() => std::future::pending::<()>().await,
-                Err(fatal) => return fatal.to_string(),
-                Ok(()) => {}
-            }
-            if metrics.changed().await.is_err() {
-                if self.inner.stop.is_cancelled() {
-                    std::future::pending::<()>().await;
-                }
-                return "raft ended".to_owned();
-            }
+        // These change seldom, and end with raft; all together they change with every message.
+        let mut changes = self.raft().server_metrics();
+        while changes.changed().await.is_ok() {}
+        if self.inner.stop.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+        match &self.raft().metrics().borrow_watched().running_state {
+            Err(fatal) => fatal.to_string(),
+            Ok(()) => "raft ended".to_owned(),
         }
     }
 
