@@ -1,11 +1,9 @@
 //! Headers every answer carries.
 
-use axum::extract::{Request, State};
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::Next;
 use axum::response::Response;
 
 use super::AppState;
@@ -15,11 +13,9 @@ use super::revision::REVISION_HEADER;
 const PAGE_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
                            object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
-/// Middleware: security headers, no shared caching of API answers, and the node's revision where the handler did not
-/// name the one it answered from.
-pub(super) async fn complete(State(app): State<AppState>, request: Request, next: Next) -> Response {
-    let is_api = request.uri().path().starts_with("/api/");
-    let mut response = next.run(request).await;
+/// Adds security headers, no shared caching of API answers, and the node's revision where the handler did not name the
+/// one it answered from.
+pub(super) fn complete(app: &AppState, is_api: bool, response: &mut Response) {
     let headers = response.headers_mut();
     let mut default = |name: HeaderName, value: HeaderValue| {
         headers.entry(name).or_insert(value);
@@ -32,5 +28,4 @@ pub(super) async fn complete(State(app): State<AppState>, request: Request, next
         default(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     }
     default(REVISION_HEADER, HeaderValue::from(app.cluster().reader().state().revision()));
-    response
 }

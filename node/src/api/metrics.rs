@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::middleware::Next;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -98,19 +98,28 @@ impl Metrics {
     }
 }
 
-/// Middleware: counts requests by route, never by path, so that ids cannot grow the number of series.
-pub(super) async fn observe(State(app): State<AppState>, request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>().cloned();
-    let method = request.method().clone();
-    let start = Instant::now();
-    let response = next.run(request).await;
-    let route = path.as_ref().map_or(OTHER_ROUTES, MatchedPath::as_str);
-    // An unknown method is the client's invention and must not become a label.
-    let method = if KNOWN_METHODS.contains(&method.as_str()) { method.as_str() } else { OTHER_ROUTES };
-    let metrics = app.metrics();
-    metrics.requests.with_label_values(&[method, route, response.status().as_str()]).inc();
-    metrics.seconds.with_label_values(&[route]).observe(start.elapsed().as_secs_f64());
-    response
+/// A request on its way, counted by route, never by path, so that ids cannot grow the number of series.
+pub(super) struct Observed {
+    route: Option<MatchedPath>,
+    method: Method,
+    begun: Instant,
+}
+
+impl Observed {
+    pub(super) fn begin(request: &Request) -> Self {
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        Self { route, method: request.method().clone(), begun: Instant::now() }
+    }
+
+    pub(super) fn end(self, app: &AppState, status: StatusCode) {
+        let route = self.route.as_ref().map_or(OTHER_ROUTES, MatchedPath::as_str);
+        // An unknown method is the client's invention and must not become a label.
+        let method = self.method.as_str();
+        let method = if KNOWN_METHODS.contains(&method) { method } else { OTHER_ROUTES };
+        let metrics = app.metrics();
+        metrics.requests.with_label_values(&[method, route, status.as_str()]).inc();
+        metrics.seconds.with_label_values(&[route]).observe(self.begun.elapsed().as_secs_f64());
+    }
 }
 
 const KNOWN_METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];

@@ -7,13 +7,10 @@
 use std::borrow::Cow;
 
 use axum::body::Body;
-use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tower_http::request_id::RequestId;
 use utoipa::ToSchema;
 
 use super::once::REPLAYED_HEADER;
@@ -337,10 +334,8 @@ impl From<ChangeError> for Problem {
     }
 }
 
-/// Middleware: writes the body of every error answer.
-pub(crate) async fn render(request: Request, next: Next) -> Response {
-    let id = request.extensions().get::<RequestId>().map(|id| id.header_value().clone());
-    let mut response = next.run(request).await;
+/// Writes the body of an error answer; `id` is the request's.
+pub(super) fn render(mut response: Response, id: Option<&HeaderValue>) -> Response {
     let status = response.status();
     let problem = match response.extensions_mut().remove::<Problem>() {
         Some(problem) => problem,
@@ -349,7 +344,7 @@ pub(crate) async fn render(request: Request, next: Next) -> Response {
         None if is_json(&response) => return response,
         None => Problem::for_status(status),
     };
-    let id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
     problem.write(response, id)
 }
 

@@ -4,9 +4,9 @@ use std::any::Any;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::HeaderName;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -66,13 +66,9 @@ pub fn router(app: AppState, transport: Transport) -> axum::Router {
                 .on_failure(DefaultOnFailure::new().level(Level::WARN)),
         )
         .layer(PropagateRequestIdLayer::x_request_id())
-        .layer(from_fn_with_state(app.clone(), metrics::observe))
         .layer(CompressionLayer::new())
-        .layer(from_fn_with_state(app.clone(), headers::complete))
-        .layer(from_fn(problem::render))
-        .layer(from_fn_with_state(app.clone(), fence::refuse_when_closed))
+        .layer(from_fn_with_state(app.clone(), answer))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(deadline))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(Extension(transport));
     router.fallback(web::serve).layer(layers).with_state(app)
@@ -145,10 +141,23 @@ fn panicked(cause: Box<dyn Any + Send>) -> Response {
     Problem::new(Code::Internal, "the server failed; its log has more under this request id").into_response()
 }
 
-/// Middleware: no request hangs.
-async fn deadline(request: Request, next: Next) -> Response {
-    let limit = bulk::deadline(request.uri().path()).unwrap_or(REQUEST_DEADLINE);
-    within(limit, next.run(request)).await
+/// Middleware: what every request and every answer goes through, in one place, since each middleware costs a copy of all
+/// that lie within.
+async fn answer(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let observed = metrics::Observed::begin(&request);
+    let id = request.extensions().get::<RequestId>().map(|id| id.header_value().clone());
+    let path = request.uri().path();
+    let is_api = path.starts_with("/api/");
+    let limit = bulk::deadline(path).unwrap_or(REQUEST_DEADLINE);
+    let response = match fence::check_open(&app, path) {
+        // No request hangs.
+        Ok(()) => within(limit, next.run(request)).await,
+        Err(problem) => problem.into_response(),
+    };
+    let mut response = problem::render(response, id.as_ref());
+    headers::complete(&app, is_api, &mut response);
+    observed.end(&app, response.status());
+    response
 }
 
 async fn within(limit: Duration, answer: impl Future<Output = Response>) -> Response {
