@@ -1,7 +1,9 @@
 //! Our side: three `outputguard-server` processes and clients of their HTTPS API.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -52,6 +54,16 @@ pub(crate) fn comment(number: u64, bytes: usize) -> String {
     format!("{number:0>bytes$}")
 }
 
+/// New entries with these numbers and comments of so many bytes, as one import takes them.
+pub(crate) fn import_body(numbers: Range<u64>, comment_bytes: usize) -> Result<String> {
+    let mut body = String::new();
+    for number in numbers {
+        let (target, comment) = (target(number)?, comment(number, comment_bytes));
+        writeln!(body, r#"{{"target":"{target}","comment":"{comment}"}}"#)?;
+    }
+    Ok(body)
+}
+
 impl OutputGuard {
     /// Starts three nodes with data below `directory` and waits until they serve.
     pub(crate) async fn start(seats: Vec<Seat>, directory: &Path) -> Result<Self> {
@@ -87,6 +99,14 @@ impl OutputGuard {
     /// The header lines every request carries.
     pub(crate) fn headers(&self, content_type: &str) -> String {
         format!("authorization: Bearer {}\r\ncontent-type: {content_type}\r\n", self.token)
+    }
+
+    /// Adds the entries of one body.
+    pub(crate) async fn import(&self, http: &mut HttpClient, body: &str) -> Result<()> {
+        let headers = self.headers("application/x-ndjson");
+        let answer = http.request("POST", "/api/v1/import", &headers, body.as_bytes()).await?;
+        ensure!(answer.status == 200, "import: status {}: {}", answer.status, answer.text());
+        Ok(())
     }
 
     /// One number of `node`'s `/metrics`.
@@ -176,7 +196,6 @@ impl Contender for OutputGuard {
                 http: self.http(node).await?,
                 headers: headers.clone(),
                 own: None,
-                comment_bytes: COMMENT_BYTES,
                 updates: 0,
             });
         }
@@ -190,24 +209,13 @@ pub(crate) struct ApiClient {
     headers: String,
     /// Path of the entry it added first.
     own: Option<String>,
-    comment_bytes: usize,
     updates: u64,
-}
-
-impl ApiClient {
-    /// Writes comments of this length.
-    pub(crate) fn set_comment_bytes(&mut self, bytes: usize) {
-        self.comment_bytes = bytes;
-    }
 }
 
 impl Client for ApiClient {
     async fn put(&mut self, number: u64) -> Result<()> {
-        let body = format!(
-            r#"{{"target":"{}","comment":"{}"}}"#,
-            target(number)?,
-            comment(number, self.comment_bytes)
-        );
+        let body =
+            format!(r#"{{"target":"{}","comment":"{}"}}"#, target(number)?, comment(number, COMMENT_BYTES));
         let answer = self.http.request("POST", "/api/v1/entries", &self.headers, body.as_bytes()).await?;
         ensure!(answer.status == 201, "adding entry {number}: status {}: {}", answer.status, answer.text());
         if self.own.is_none() {
@@ -221,7 +229,7 @@ impl Client for ApiClient {
     async fn update(&mut self) -> Result<()> {
         let own = self.own.as_deref().context("no entry to update")?;
         self.updates += 1;
-        let body = format!(r#"{{"comment":"{}"}}"#, comment(self.updates, self.comment_bytes));
+        let body = format!(r#"{{"comment":"{}"}}"#, comment(self.updates, COMMENT_BYTES));
         let answer = self.http.request("PATCH", own, &self.headers, body.as_bytes()).await?;
         ensure!(answer.status == 200, "updating {own}: status {}: {}", answer.status, answer.text());
         Ok(())

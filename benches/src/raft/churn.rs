@@ -22,10 +22,9 @@ const BLOCK_BYTES: u64 = 512;
 
 pub(super) async fn run(directory: &Path, writes: u64, report: &mut Report) -> Result<()> {
     let cluster = OutputGuard::start(Seat::on_loopback(), directory).await?;
-    fill(&cluster, LIVE_ENTRIES, COMMENT_BYTES).await?;
-    let mut clients = connect_everywhere(&cluster, CLIENTS).await?;
     let numbers = Numbers::default();
-    numbers.take(LIVE_ENTRIES);
+    fill(&cluster, LIVE_ENTRIES, COMMENT_BYTES, &numbers).await?;
+    let mut clients = connect_everywhere(&cluster, CLIENTS).await?;
     give_entries(&mut clients, &numbers).await?;
     let sample = measure(&mut clients, Operation::Update, Extent::Count(writes), &numbers).await?;
     let live = (LIVE_ENTRIES + CLIENTS as u64) * LIVE_BYTES_PER_ENTRY;

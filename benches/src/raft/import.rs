@@ -1,6 +1,5 @@
 //! Bulk: one request of 100,000 entries against etcd's largest transactions with several under way.
 
-use std::fmt::Write as _;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +8,7 @@ use super::side_by_side::{Sides, in_turn};
 use crate::contender::{Contender as _, READY_TIMEOUT, connect_everywhere, until};
 use crate::etcd::{Etcd, MAX_TXN_OPS};
 use crate::load::{Numbers, median};
-use crate::outputguard::{COMMENT_BYTES, OutputGuard, comment, target};
+use crate::outputguard::{COMMENT_BYTES, OutputGuard, import_body};
 use crate::report::{Line, Report, progress};
 use crate::seat::NODES;
 
@@ -53,21 +52,11 @@ pub(super) async fn run(sides: &mut Sides, rounds: usize, quick: bool, report: &
 /// Seconds until every node has applied `count` new entries that one request brought.
 async fn import_everywhere(cluster: &OutputGuard, count: u64, numbers: &Numbers) -> Result<f64> {
     let first = numbers.take(count);
-    let mut body = String::new();
-    for number in first..first + count {
-        writeln!(
-            body,
-            r#"{{"target":"{}","comment":"{}"}}"#,
-            target(number)?,
-            comment(number, COMMENT_BYTES)
-        )?;
-    }
+    let body = import_body(first..first + count, COMMENT_BYTES)?;
     let before = cluster.metric(cluster.leader().await?, ENTRIES_METRIC).await?;
-    let headers = cluster.headers("application/x-ndjson");
     let mut http = cluster.http(0).await?;
     let start = Instant::now();
-    let answer = http.request("POST", "/api/v1/import", &headers, body.as_bytes()).await?;
-    ensure!(answer.status == 200, "import: status {}: {}", answer.status, answer.text());
+    cluster.import(&mut http, &body).await?;
     for node in 0..NODES {
         until("every node has the entries", READY_TIMEOUT, async || {
             let here = cluster.metric(node, ENTRIES_METRIC).await?;

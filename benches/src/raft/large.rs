@@ -6,23 +6,23 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::contender::{Contender as _, connect_everywhere};
-use crate::load::{Extent, Numbers, Operation, measure, median};
-use crate::outputguard::OutputGuard;
+use crate::contender::Contender as _;
+use crate::load::{Numbers, median};
+use crate::outputguard::{OutputGuard, import_body};
 use crate::report::{Line, Report};
 use crate::seat::{NODES, Seat};
 
 /// What people write beside an address, bytes: a ticket, a word why.
 const COMMENT_BYTES: usize = 24;
-/// Enough to keep the cluster busy while it is filled.
-const CLIENTS: usize = 256;
+/// Entries in one request while the cluster is filled.
+const REQUEST_ENTRIES: u64 = 50_000;
 /// Restarts; the report has the median.
 const RESTARTS: usize = 3;
 
 pub(super) async fn run(directory: &Path, entries: u64, report: &mut Report) -> Result<()> {
     let mut cluster = OutputGuard::start(Seat::on_loopback(), directory).await?;
     let before = memory(&mut cluster)?;
-    fill(&cluster, entries, COMMENT_BYTES).await?;
+    fill(&cluster, entries, COMMENT_BYTES, &Numbers::default()).await?;
     let after = memory(&mut cluster)?;
     let per_entry =
         median(&after.iter().zip(before).map(|(after, before)| after - before).collect::<Vec<_>>())
@@ -62,10 +62,21 @@ pub(super) async fn run(directory: &Path, entries: u64, report: &mut Report) -> 
 }
 
 /// Adds `entries` entries with comments of so many bytes.
-pub(super) async fn fill(cluster: &OutputGuard, entries: u64, comment_bytes: usize) -> Result<()> {
-    let mut clients = connect_everywhere(cluster, CLIENTS).await?;
-    clients.iter_mut().for_each(|client| client.set_comment_bytes(comment_bytes));
-    measure(&mut clients, Operation::Put, Extent::Count(entries), &Numbers::default()).await?;
+pub(super) async fn fill(
+    cluster: &OutputGuard,
+    entries: u64,
+    comment_bytes: usize,
+    numbers: &Numbers,
+) -> Result<()> {
+    let mut left = entries;
+    while left > 0 {
+        let count = left.min(REQUEST_ENTRIES);
+        let first = numbers.take(count);
+        let body = import_body(first..first + count, comment_bytes)?;
+        // A connection of its own: making the next body takes longer than a silent one may last.
+        cluster.import(&mut cluster.http(0).await?, &body).await?;
+        left -= count;
+    }
     // A linearizable read on each node: it has applied everything.
     cluster.wait_ready().await
 }
