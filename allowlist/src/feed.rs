@@ -38,6 +38,8 @@ pub enum ToServer {
         /// Why, for the server's log.
         reason: String,
     },
+    /// Flows were cut: the proof that a revocation bit.
+    Cut(CutReport),
 }
 
 /// What a server sends.
@@ -198,4 +200,69 @@ pub struct DeniedFlow {
     pub first_ms: u64,
     /// Last seen, Unix milliseconds.
     pub last_ms: u64,
+}
+
+/// Flows that a gateway took out of its kernel's table, for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutReport {
+    /// The newest revision whose consequences it shows; what several revisions close at once is reported once.
+    pub revision: Revision,
+    /// Why.
+    pub cause: CutCause,
+    /// How many flows.
+    pub flows: u64,
+    /// How many of them the kernel had not counted: begun before accounting was on.
+    pub uncounted: u64,
+    /// Bytes (IP length) the counted ones had moved towards the internet since they began, what was sent after the
+    /// revocation and dropped included.
+    pub bytes_out: u64,
+    /// Bytes from the internet.
+    pub bytes_in: u64,
+    /// When, Unix milliseconds.
+    pub at_ms: u64,
+    /// Time from the change of the kernel's sets to the end of the last flow, microseconds.
+    pub took_us: u64,
+    /// Elements with most flows first, at most [`MAX_CUT_ELEMENTS`]; the sums above cover all.
+    pub elements: Vec<CutElement>,
+}
+
+/// Most elements named in one [`CutReport`].
+pub const MAX_CUT_ELEMENTS: usize = 1_000;
+
+/// Why flows were cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum CutCause {
+    /// A person removed the element.
+    Revoked,
+    /// The element left DNS, and the flow was idle or the time to drain was over.
+    Drained,
+    /// No element lets it pass: left over from before this gateway, or from a process that died.
+    Stale,
+    /// It left with its private source, begun while somebody had removed our NAT rules.
+    SourceShown,
+}
+
+/// The part of one element in a [`CutReport`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutElement {
+    /// Which.
+    pub element: Element,
+    /// How many flows.
+    pub flows: u64,
+    /// Bytes towards the internet.
+    pub bytes_out: u64,
+    /// Bytes from the internet.
+    pub bytes_in: u64,
+}
+
+impl CutCause {
+    /// One word, for metrics and logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Revoked => "revoked",
+            Self::Drained => "drained",
+            Self::Stale => "stale",
+            Self::SourceShown => "source_shown",
+        }
+    }
 }

@@ -4,8 +4,8 @@
 
 use allowlist::codec::{CodecError, MAX_FRAME_BYTES, decode, encode};
 use allowlist::feed::{
-    Applied, DeniedFlow, FeedState, GoawayReason, Hello, MAX_ELEMENTS_PER_FRAME, RefusedElement,
-    SessionStart, ToGateway, ToServer, TrafficDelta, Welcome,
+    Applied, CutCause, CutElement, CutReport, DeniedFlow, FeedState, GoawayReason, Hello,
+    MAX_ELEMENTS_PER_FRAME, RefusedElement, SessionStart, ToGateway, ToServer, TrafficDelta, Welcome,
 };
 use allowlist::{Change, Digest, Element};
 use proptest::prelude::*;
@@ -69,7 +69,37 @@ fn to_server() -> Vec<(ToServer, &'static str)> {
             "010301000a0100070120010db800000000000000000000000106fbbb0103fd0068e5cf8b010000fdf469e5cf8b010000",
         ),
         (ToServer::ResyncRequest { reason: "digest".to_owned() }, "010406646967657374"),
+        (
+            cut(CutCause::Revoked),
+            "0105fb2c01000301fd0000000002000000fc70110100fd0068e5cf8b010000fbdc050100080808001800023cfc70110100",
+        ),
+        (
+            cut(CutCause::Drained),
+            "0105fb2c01010301fd0000000002000000fc70110100fd0068e5cf8b010000fbdc050100080808001800023cfc70110100",
+        ),
+        (
+            cut(CutCause::Stale),
+            "0105fb2c01020301fd0000000002000000fc70110100fd0068e5cf8b010000fbdc050100080808001800023cfc70110100",
+        ),
+        (
+            cut(CutCause::SourceShown),
+            "0105fb2c01030301fd0000000002000000fc70110100fd0068e5cf8b010000fbdc050100080808001800023cfc70110100",
+        ),
     ]
+}
+
+fn cut(cause: CutCause) -> ToServer {
+    ToServer::Cut(CutReport {
+        revision: 300,
+        cause,
+        flows: 3,
+        uncounted: 1,
+        bytes_out: 1 << 33,
+        bytes_in: 70_000,
+        at_ms: 1_700_000_000_000,
+        took_us: 1_500,
+        elements: vec![CutElement { element: v4(), flows: 2, bytes_out: 60, bytes_in: 70_000 }],
+    })
 }
 
 fn to_gateway() -> Vec<(ToGateway, &'static str)> {

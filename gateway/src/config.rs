@@ -12,6 +12,11 @@ use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::firewall::{Deny, Mode};
+
+mod unlisted;
+pub use unlisted::{Unlisted, UnlistedFlags};
+
 const DEFAULT_STATE_DIR: &str = "/var/lib/outputguard-gateway";
 const DEFAULT_METRICS: &str = "0.0.0.0:9900";
 /// The port of a `wss://` URL that names none (RFC 6455, section 3).
@@ -71,6 +76,9 @@ pub struct Flags {
         value_name = "CIDR"
     )]
     pub internal_cidrs: Vec<String>,
+    /// What becomes of what is not listed.
+    #[command(flatten)]
+    pub unlisted: UnlistedFlags,
     /// How log lines are written
     #[arg(long, env = "OUTPUTGUARD_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -114,6 +122,10 @@ struct File {
     metrics: Option<String>,
     firewall: Option<FirewallKind>,
     internal_cidrs: Vec<String>,
+    mode: Option<Mode>,
+    deny: Option<Deny>,
+    drain_idle_s: Option<u64>,
+    drain_limit_s: Option<u64>,
 }
 
 /// Everything checked.
@@ -135,6 +147,8 @@ pub struct Config {
     pub firewall: FirewallKind,
     /// Networks whose traffic is judged; empty for all.
     pub internal_cidrs: Vec<IpNet>,
+    /// What becomes of what is not listed, or no longer.
+    pub unlisted: Unlisted,
 }
 
 /// A feed URL in parts.
@@ -223,6 +237,12 @@ impl Config {
         let internal_cidrs =
             if flags.internal_cidrs.is_empty() { file.internal_cidrs } else { flags.internal_cidrs.clone() };
         let path = |flag: &Option<PathBuf>, file: Option<PathBuf>| flag.clone().or(file);
+        let in_file = UnlistedFlags {
+            mode: file.mode,
+            deny: file.deny,
+            drain_idle_s: file.drain_idle_s,
+            drain_limit_s: file.drain_limit_s,
+        };
         let metrics = flags.metrics.clone().or(file.metrics);
         let firewall = flags.firewall.or(file.firewall).unwrap_or_default();
         let mut name = flags.name.clone().or(file.name).map_or_else(host_name, Ok)?;
@@ -244,6 +264,7 @@ impl Config {
             metrics: check_metrics(metrics.as_deref().unwrap_or(DEFAULT_METRICS))?,
             firewall,
             internal_cidrs: check_cidrs(&internal_cidrs)?,
+            unlisted: flags.unlisted.over(&in_file)?,
         };
         Ok(config)
     }

@@ -4,17 +4,20 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use gateway::config::{Config, FirewallKind, Flags, LogFormat};
+use gateway::config::{Config, FirewallKind, Flags, LogFormat, Unlisted};
 use gateway::feed::Timings;
 use gateway::firewall::{
-    DryRunFirewall, Firewall, FirewallError, KernelFirewall, KernelOptions, check_host, close_forwarding,
+    DrainLimits, DryRunFirewall, Firewall, FirewallError, KernelFirewall, KernelOptions, Mode, check_host,
+    close_forwarding,
 };
 use gateway::run::{Parts, run};
-use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+
+/// File in the state directory that says until when what left DNS may drain.
+const DRAINING: &str = "draining";
 
 fn main() -> ExitCode {
     let flags = match Flags::from_arguments(std::env::args_os()) {
@@ -37,7 +40,8 @@ fn main() -> ExitCode {
 fn start(flags: &Flags) -> anyhow::Result<()> {
     if flags.cleanup {
         let (kind, internal_cidrs) = Config::load_for_cleanup(flags)?;
-        return driver(kind, internal_cidrs)?.cleanup().context("clean up");
+        let options = KernelOptions { internal_cidrs, ..KernelOptions::default() };
+        return driver(kind, options)?.cleanup().context("clean up");
     }
     let config = Config::load(flags)?;
     close(&config)?;
@@ -50,7 +54,7 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
         let listener = TcpListener::bind(config.metrics).await.with_context(|| {
             format!("listen on {} for metrics (set `metrics` to a free address)", config.metrics)
         })?;
-        let firewall = driver(config.firewall, config.internal_cidrs.clone())?;
+        let firewall = driver(config.firewall, options(&config))?;
         let parts = Parts { firewall, listener, timings: Timings::default() };
         Box::pin(run(config, parts, stop_signal()?)).await
     })
@@ -61,15 +65,30 @@ fn close(config: &Config) -> Result<(), FirewallError> {
     if config.firewall == FirewallKind::DryRun {
         return Ok(());
     }
-    let options = KernelOptions { internal_cidrs: config.internal_cidrs.clone(), ..KernelOptions::default() };
-    let closed = close_forwarding(&options);
+    if config.unlisted.policy.mode == Mode::Audit {
+        tracing::warn!("audit: nothing is blocked; what is not listed passes and is counted");
+    }
+    let closed = close_forwarding(&options(config));
     // What is missing explains best why it could not be closed.
     check_host()?;
     closed
 }
 
-fn driver(kind: FirewallKind, internal_cidrs: Vec<IpNet>) -> anyhow::Result<Box<dyn Firewall>> {
-    let options = KernelOptions { internal_cidrs, ..KernelOptions::default() };
+fn options(config: &Config) -> KernelOptions {
+    let Unlisted { policy, drain_idle, drain_limit } = config.unlisted;
+    KernelOptions {
+        internal_cidrs: config.internal_cidrs.clone(),
+        drain: DrainLimits {
+            idle: drain_idle,
+            limit: drain_limit,
+            record: Some(config.state_dir.join(DRAINING)),
+        },
+        policy,
+        ..KernelOptions::default()
+    }
+}
+
+fn driver(kind: FirewallKind, options: KernelOptions) -> anyhow::Result<Box<dyn Firewall>> {
     Ok(match kind {
         FirewallKind::Kernel => {
             check_host()?;

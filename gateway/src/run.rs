@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use allowlist::Element;
 use anyhow::Context;
-use prometheus::Registry;
+use prometheus::{IntGaugeVec, Opts, Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +14,7 @@ use crate::enforce::{Enforcer, Origin};
 use crate::feed::status::StatusBoard;
 use crate::feed::traffic::TrafficMeter;
 use crate::feed::{Credentials, FeedClient, FeedMetrics, Timings};
-use crate::firewall::Firewall;
+use crate::firewall::{Firewall, Mode};
 use crate::held::Held;
 use crate::metrics::Pages;
 use crate::state::{Loaded, StateDir};
@@ -51,6 +51,7 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> a
     let (held, origin) = starting_point(loaded, adopted);
     let registry = Registry::new();
     let store = state_dir.map(|dir| dir.store(&registry)).transpose()?;
+    show_mode(config.unlisted.policy.mode, &registry)?;
     let (enforcer, owner) = Enforcer::start(firewall, held, origin, store, &registry)?;
 
     let status = StatusBoard::default();
@@ -90,6 +91,17 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> a
             Ok(())
         }
     }
+}
+
+/// An audit must not be mistaken for enforcement.
+fn show_mode(mode: Mode, registry: &Registry) -> Result<(), prometheus::Error> {
+    let opts = Opts::new("outputguard_gateway_mode", "1 for what this gateway does with what is not listed.");
+    let gauge = IntGaugeVec::new(opts, &["mode"])?;
+    registry.register(Box::new(gauge.clone()))?;
+    for (known, word) in [(Mode::Enforce, "enforce"), (Mode::Audit, "audit")] {
+        gauge.with_label_values(&[word]).set((known == mode).into());
+    }
+    Ok(())
 }
 
 /// A firewall that is up.

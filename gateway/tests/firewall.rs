@@ -9,6 +9,12 @@
 
 #[path = "firewall/counting.rs"]
 mod counting;
+#[path = "firewall/cutting.rs"]
+mod cutting;
+#[path = "firewall/draining.rs"]
+mod draining;
+#[path = "firewall/modes.rs"]
+mod modes;
 #[path = "firewall/net.rs"]
 mod net;
 #[path = "firewall/passing.rs"]

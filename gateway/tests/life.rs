@@ -6,9 +6,10 @@ mod common;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use allowlist::feed::{CutCause, CutElement, CutReport};
 use common::{Cluster, Setup, added, element, held, until};
-use gateway::firewall::ElementCounters;
 use gateway::firewall::fake::{Call, FakeFirewall};
+use gateway::firewall::{Denied, ElementCounters};
 
 #[tokio::test]
 async fn a_gateway_that_boots_without_servers_enforces_its_last_stored_state() {
@@ -191,6 +192,63 @@ async fn the_metrics_page_has_the_seeds_families_and_clean_ones_of_our_own() {
     let node = format!("outputguard_feed_connected{{node=\"{}\"}} 1", servers[0].address);
     assert!(page.contains(&node), "missing {node}");
     lint(page);
+    gateway.stop().await;
+}
+
+fn cut(revision: u64) -> CutReport {
+    CutReport {
+        revision,
+        cause: CutCause::Revoked,
+        flows: 2,
+        uncounted: 0,
+        bytes_out: 100,
+        bytes_in: 7_000,
+        at_ms: 1,
+        took_us: 900,
+        elements: vec![CutElement { element: element(1), flows: 2, bytes_out: 100, bytes_in: 7_000 }],
+    }
+}
+
+#[tokio::test]
+async fn reports_of_cut_flows_reach_a_server_also_those_made_without_a_session() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(1).await;
+    let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
+    let mut session = servers[0].accept().await;
+    session.bring_to(&held(5, &[1])).await;
+    session.applied(5).await;
+    gateway.kernel.cut(cut(4));
+    assert_eq!(session.cut().await, cut(4));
+    drop(session);
+    let mut session = servers[0].accept().await;
+    session.hello().await;
+    gateway.kernel.cut(cut(6));
+    // One that the kernel driver could not date is about what is applied.
+    gateway.kernel.cut(cut(0));
+    session.welcome(5, allowlist::feed::SessionStart::Resume).await;
+    assert_eq!(session.cut().await, cut(6));
+    assert_eq!(session.cut().await, cut(5));
+    let page = gateway.page("/metrics").await;
+    for line in [
+        "outputguard_cut_flows_total{cause=\"revoked\"} 6",
+        "outputguard_cut_flow_bytes_total{cause=\"revoked\",direction=\"in\"} 21000",
+        "outputguard_cut_reports_lost_total 0",
+        "outputguard_gateway_mode{mode=\"enforce\"} 1",
+    ] {
+        assert!(page.lines().any(|found| found == line), "missing {line} in\n{page}");
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_denied_is_counted_and_goes_on_where_the_kernel_was() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(1).await;
+    let setup = Setup::new(&cluster, &servers, dir.path());
+    setup.kernel.deny(Denied { packets_v4: 3, bytes_v4: 180, packets_v6: 1, bytes_v6: 80 });
+    let gateway = setup.start().await;
+    let counted = "outputguard_unlisted_bytes_total{family=\"ipv4\"} 180";
+    until(counted, async || gateway.page("/metrics").await.contains(counted).then_some(())).await;
     gateway.stop().await;
 }
 

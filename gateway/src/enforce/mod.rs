@@ -5,6 +5,8 @@
 //! however slow the kernel, what waits is never more than one merged change or one whole set, and the feed session
 //! never waits for the kernel.
 
+mod cuts;
+mod denied;
 mod desk;
 mod owner;
 mod pending;
@@ -20,6 +22,8 @@ use prometheus::{
 };
 use tokio::sync::{oneshot, watch};
 
+pub use self::cuts::{CutReports, MAX_CUT_REPORTS};
+use self::denied::DeniedMetrics;
 use self::desk::Desk;
 use self::owner::Owner;
 use crate::firewall::{ElementCounters, Firewall};
@@ -63,6 +67,7 @@ pub struct Enforcer {
     desk: Arc<Desk>,
     applied: watch::Receiver<Option<Applied>>,
     health: watch::Receiver<KernelHealth>,
+    cuts: CutReports,
 }
 
 impl Enforcer {
@@ -72,19 +77,21 @@ impl Enforcer {
     /// # Errors
     /// When the thread cannot be started or the metric families are already registered.
     pub fn start(
-        firewall: Box<dyn Firewall>,
+        mut firewall: Box<dyn Firewall>,
         held: Held,
         origin: Origin,
         store: Option<StateStore>,
         registry: &Registry,
     ) -> anyhow::Result<(Self, OwnerThread)> {
         let metrics = EnforceMetrics::register(registry)?;
+        let cuts = CutReports::register(registry)?;
         let (applied_tx, applied) = watch::channel(None);
         let (health_tx, health) = watch::channel(KernelHealth::Starting);
+        firewall.report_cuts(cuts.sink(applied.clone()));
         let desk = Arc::new(Desk::new(held, origin));
         let owner = Owner::new(Arc::clone(&desk), firewall, store, metrics, applied_tx, health_tx);
         let thread = std::thread::Builder::new().name("firewall".to_owned()).spawn(move || owner.run())?;
-        Ok((Self { desk: Arc::clone(&desk), applied, health }, OwnerThread { desk, thread }))
+        Ok((Self { desk: Arc::clone(&desk), applied, health, cuts }, OwnerThread { desk, thread }))
     }
 
     /// Looks at the held set.
@@ -120,6 +127,11 @@ impl Enforcer {
     /// The newest report; changes when the kernel took a revision.
     pub fn applied(&self) -> watch::Receiver<Option<Applied>> {
         self.applied.clone()
+    }
+
+    /// Reports of cut flows that no server has been told yet.
+    pub fn cuts(&self) -> &CutReports {
+        &self.cuts
     }
 
     /// Whether the kernel holds what it should.
@@ -161,6 +173,7 @@ struct EnforceMetrics {
     revision: IntGauge,
     repairs: IntCounter,
     kernel_errors: IntCounter,
+    denied: DeniedMetrics,
 }
 
 impl EnforceMetrics {
@@ -201,6 +214,7 @@ impl EnforceMetrics {
                 "outputguard_kernel_errors_total",
                 "Calls to the firewall that failed and are tried again.",
             )?,
+            denied: DeniedMetrics::register(registry)?,
         })
     }
 }

@@ -105,6 +105,7 @@ impl Owner {
             }
             if Instant::now() >= self.next_repair {
                 self.repair();
+                self.look_around();
             }
         }
         if let Some(store) = self.store {
@@ -239,6 +240,21 @@ impl Owner {
                 self.next_repair = trouble.retry_at;
                 self.unrepaired = Some(trouble);
                 self.show_health();
+            }
+        }
+    }
+
+    /// What has to be seen to every few seconds besides repairs.
+    fn look_around(&mut self) {
+        if let Err(error) = self.firewall.end_draining(Instant::now()) {
+            self.metrics.kernel_errors.inc();
+            tracing::warn!(%error, "draining could not be ended");
+        }
+        match self.firewall.denied() {
+            Ok(denied) => self.metrics.denied.show(denied),
+            Err(error) => {
+                self.metrics.kernel_errors.inc();
+                tracing::warn!(%error, "denied packets could not be read");
             }
         }
     }

@@ -149,6 +149,10 @@ impl Pump<'_> {
                         self.send(feed, &ToServer::Applied(newest)).await?;
                     }
                 }
+                cut = self.enforcer.cuts().oldest(), if greeted => {
+                    self.send(feed, &ToServer::Cut(cut.clone())).await?;
+                    self.enforcer.cuts().told(&cut);
+                }
                 _ = report.tick(), if greeted && counting.is_terminated() => {
                     counting.set(self.enforcer.counters().fuse());
                 }

@@ -8,7 +8,7 @@ use iptables::IPTables;
 
 use super::FirewallError;
 use super::layout::Family;
-use super::rules::{Chain, restore_script};
+use super::rules::{Chain, Mode, restore_script};
 
 /// Marks the jump that stands in while ours are put in their place.
 const STAND_IN: &str = "-m comment --comment og-moving";
@@ -19,16 +19,17 @@ pub(super) struct Chains {
     tool: IPTables,
     restore: &'static str,
     internal_cidrs: Vec<IpNet>,
+    mode: Mode,
 }
 
 impl Chains {
     /// Uses the system's default backend.
-    pub(super) fn new(family: Family, internal_cidrs: &[IpNet]) -> Self {
+    pub(super) fn new(family: Family, internal_cidrs: &[IpNet], mode: Mode) -> Self {
         let (program, restore) = match family {
             Family::V4 => ("iptables", "iptables-restore"),
             Family::V6 => ("ip6tables", "ip6tables-restore"),
         };
-        Self::with_programs(family, program, restore, internal_cidrs)
+        Self::with_programs(family, program, restore, internal_cidrs, mode)
     }
 
     fn with_programs(
@@ -36,16 +37,17 @@ impl Chains {
         program: &'static str,
         restore: &'static str,
         internal_cidrs: &[IpNet],
+        mode: Mode,
     ) -> Self {
         // Every iptables since 1.4.20 checks and waits; asking it would cost a process.
         let tool = IPTables { cmd: program, has_check: true, has_wait: true, is_numeric: false };
-        Self { family, tool, restore, internal_cidrs: internal_cidrs.to_vec() }
+        Self { family, tool, restore, internal_cidrs: internal_cidrs.to_vec(), mode }
     }
 
     /// The backend that is not the default, when something of ours is in it: left by a former version or a former
     /// default. Both backends see every packet, so that its rules still bite.
     pub(super) fn leftovers(family: Family) -> Option<Self> {
-        let default = Self::new(family, &[]);
+        let default = Self::new(family, &[], Mode::Enforce);
         let version = Command::new(default.tool.cmd).arg("--version").output().ok()?;
         let default_is_legacy = String::from_utf8_lossy(&version.stdout).contains("legacy");
         let (program, restore) = match (family, default_is_legacy) {
@@ -60,7 +62,7 @@ impl Chains {
             Family::V6 => "/proc/thread-self/net/ip6_tables_names",
         };
         let tables = if default_is_legacy { None } else { Some(std::fs::read_to_string(tables).ok()?) };
-        let other = Self::with_programs(family, program, restore, &[]);
+        let other = Self::with_programs(family, program, restore, &[], Mode::Enforce);
         let there = Chain::BOTH.into_iter().any(|chain| {
             let visible = tables.as_ref().is_none_or(|names| names.lines().any(|name| name == chain.table()));
             visible && matches!(other.body(chain), Ok(Some(_)))
@@ -106,9 +108,12 @@ impl Chains {
     }
 
     /// Makes sure that every packet of ours comes to a drop: the chain is there and ends in it, and the jump leads there.
-    /// Says what was wrong with the jump, if anything.
+    /// Says what was wrong with the jump, if anything. An audit closes nothing.
     pub(super) fn close_where_open(&self) -> Result<Option<String>, FirewallError> {
-        let closed = Chain::Forward.closed_body();
+        if self.mode == Mode::Audit {
+            return Ok(None);
+        }
+        let closed = Chain::Forward.closed_body(self.mode);
         if !self.body(Chain::Forward)?.is_some_and(|present| present.ends_with(&closed)) {
             self.set_body(Chain::Forward, &closed)?;
         }

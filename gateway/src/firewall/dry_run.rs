@@ -3,12 +3,17 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Write;
+use std::time::Instant;
 
 use allowlist::{Change, Element};
 
-use super::layout::{Family, KernelOptions, PAIRS, PairLayout, members_of, pair_of};
+use super::cutter::CUT_MEMORY_S;
+use super::denied::HALVES;
+use super::layout::{
+    CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, KernelOptions, PAIRS, PairLayout, members_of, pair_of,
+};
 use super::rules::{Chain, restore_script};
-use super::{ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
+use super::{CutSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
 
 /// What would be done, a line each, in order, as the `ipset` and `iptables` programs would be told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,7 +32,7 @@ impl Plan {
     /// Bringing up sets, chains and jumps.
     pub fn install(options: &KernelOptions) -> Self {
         let mut lines = Vec::new();
-        for PairLayout { family, scope, out, back } in PAIRS {
+        for PairLayout { family, scope, out, back } in PAIRS.into_iter().chain(DRAIN_PAIRS) {
             let (kind, size) = (scope.kernel_type(), options.set_capacity);
             let family = match family {
                 Family::V4 => "inet",
@@ -39,10 +44,24 @@ impl Plan {
                 ));
             }
         }
+        for (family, [cut, deny]) in
+            ["inet", "inet6"].into_iter().zip(CUT_SETS.into_iter().zip(DENY_SETS).map(<[_; 2]>::from))
+        {
+            lines.push(format!(
+                "ipset -exist create {cut} hash:net family {family} timeout {CUT_MEMORY_S} counters"
+            ));
+            lines.push(format!("ipset -exist create {deny} hash:net family {family} counters"));
+        }
+        for prefix in HALVES {
+            let deny = DENY_SETS[usize::from(prefix.contains(':'))];
+            lines.push(format!("ipset -exist add {deny} {prefix}"));
+        }
         for chain in Chain::BOTH {
             for (family, program) in Family::BOTH.into_iter().zip(["iptables", "ip6tables"]) {
                 lines.push(format!("{program}-restore --noflush <<END"));
-                lines.extend(restore_script(chain, &chain.body(family)).lines().map(str::to_owned));
+                lines.extend(
+                    restore_script(chain, &chain.body(family, options.policy)).lines().map(str::to_owned),
+                );
                 lines.push("END".into());
                 for (at, jump) in chain.jumps(family, &options.internal_cidrs).iter().enumerate() {
                     let (table, parent, position) = (chain.table(), chain.parent(), at + 1);
@@ -85,9 +104,8 @@ impl Plan {
                 lines.push(format!("{program} -w -t {table} -X {name}"));
             }
         }
-        for PairLayout { out, back, .. } in PAIRS {
-            lines.extend([out, back].map(|name| format!("ipset destroy {name}")));
-        }
+        let pairs = PAIRS.into_iter().chain(DRAIN_PAIRS).flat_map(|pair| [pair.out, pair.back]);
+        lines.extend(pairs.chain(CUT_SETS).chain(DENY_SETS).map(|name| format!("ipset destroy {name}")));
         Self { lines }
     }
 }
@@ -144,6 +162,16 @@ impl Firewall for DryRunFirewall {
     fn counters(&mut self) -> Result<Vec<ElementCounters>, FirewallError> {
         Ok(self.held.iter().map(|element| ElementCounters::zero(*element)).collect())
     }
+
+    fn denied(&mut self) -> Result<Denied, FirewallError> {
+        Ok(Denied::default())
+    }
+
+    fn end_draining(&mut self, _: Instant) -> Result<(), FirewallError> {
+        Ok(())
+    }
+
+    fn report_cuts(&mut self, _: CutSink) {}
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
         Ok(Vec::new())
@@ -207,6 +235,6 @@ mod tests {
         assert!(paper.take().starts_with("ipset -exist del og4op 8.8.8.8/32,udp:53\n"));
         assert_eq!(firewall.apply(&change).unwrap(), Outcome::default());
         firewall.cleanup().unwrap();
-        assert!(paper.take().ends_with("ipset destroy og6ip\n"));
+        assert!(paper.take().ends_with("ipset destroy og6deny\n"));
     }
 }

@@ -2,12 +2,14 @@
 //! told to refuse, to fail, and what it counted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use allowlist::feed::RefusedElement;
+use allowlist::feed::{CutReport, RefusedElement};
 use allowlist::{Change, Element};
 
-use super::{ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
+use super::{CutSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
 
 /// One recorded call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +43,17 @@ struct State {
     failure: Option<String>,
     repairs: Vec<Repair>,
     unrepairable: Option<String>,
+    denied: Denied,
+    sink: Option<Sink>,
+}
+
+/// Where reports of cut flows go.
+struct Sink(CutSink);
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sink")
+    }
 }
 
 impl FakeFirewall {
@@ -95,6 +108,19 @@ impl FakeFirewall {
     /// From now on every repair fails with `reason`; with `None` they succeed again.
     pub fn break_repair(&self, reason: Option<&str>) {
         self.state().unrepairable = reason.map(str::to_owned);
+    }
+
+    /// So much was denied so far.
+    pub fn deny(&self, denied: Denied) {
+        self.state().denied = denied;
+    }
+
+    /// Reports cut flows, as the kernel driver does from a thread of its own.
+    pub fn cut(&self, report: CutReport) {
+        let sink = self.state().sink.as_ref().map(|Sink(sink)| Arc::clone(sink));
+        if let Some(sink) = sink {
+            sink(report);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -163,6 +189,18 @@ impl Firewall for FakeFirewall {
             .iter()
             .map(|element| counted(element).unwrap_or_else(|| ElementCounters::zero(*element)))
             .collect())
+    }
+
+    fn denied(&mut self) -> Result<Denied, FirewallError> {
+        Ok(self.state().denied)
+    }
+
+    fn end_draining(&mut self, _: Instant) -> Result<(), FirewallError> {
+        Ok(())
+    }
+
+    fn report_cuts(&mut self, sink: CutSink) {
+        self.state().sink = Some(Sink(sink));
     }
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {

@@ -1,12 +1,16 @@
 //! What the machine must bring along before the kernel driver can work, and how to give it.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::Command;
 
 use super::FirewallError;
+use super::conntrack::{FlowTable, Scan};
 use super::ipset::Client;
 
+/// An address without flows (RFC 5737).
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 /// `CAP_NET_ADMIN` of capabilities(7).
 const CAP_NET_ADMIN: u32 = 12;
 
@@ -31,6 +35,11 @@ pub fn check_host() -> Result<(), FirewallError> {
     if let Err(error) = Client::connect() {
         missing.push(format!(
             "{error}; install a kernel with ipset and run `modprobe -a ip_set_hash_net ip_set_hash_netport xt_set`"
+        ));
+    }
+    if let Err(error) = FlowTable::connect().and_then(|mut table| table.list(Scan::To(NOWHERE), |_| true)) {
+        missing.push(format!(
+            "{error}; install a kernel with conntrack over netlink and run `modprobe -a nf_conntrack nf_conntrack_netlink`"
         ));
     }
     for key in forwarding_off(Path::new("/proc/sys/net")) {

@@ -1,37 +1,38 @@
 //! The real driver: a few fixed rules, the elements in kernel sets.
 
-use std::collections::{BTreeSet, HashSet};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use allowlist::feed::RefusedElement;
+use allowlist::feed::CutCause;
 use allowlist::{Change, Element};
+use ipnet::IpNet;
 
-use super::carried::carried_name;
 use super::chains::Chains;
-use super::failures::all_done;
-use super::ipset::{Client, IpsetError};
-use super::layout::{Family, KernelOptions, Member, PAIRS, members_of, pair_of};
-use super::rules::Chain;
-use super::sets::{SetPair, fresh_name};
-use super::{ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
-
-/// The kernel lets go of a set some time after the rule that used it is gone.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
-/// How often to look whether it has.
-const RELEASE_POLL: Duration = Duration::from_millis(5);
+use super::conntrack::switch_on_accounting;
+use super::cut::CutSink;
+use super::cutter::Cutter;
+use super::holding::Holding;
+use super::layout::{Family, KernelOptions};
+use super::rules::{Chain, Mode, Policy};
+use super::{Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair};
 
 /// Enforces elements in the network namespace of the thread that made it; every call has to come from a thread in
 /// that namespace.
 pub struct KernelFirewall {
-    client: Client,
+    holding: Holding,
     chains: [Chains; 2],
     /// Each chain's rules as the kernel's tool prints them after we wrote them.
     bodies: [[Option<Vec<String>>; 2]; 2],
-    pairs: [SetPair; 4],
-    held: BTreeSet<Element>,
-    /// True while `held` is known to be what the sets hold, element by element.
-    settled: bool,
+    policy: Policy,
+    internal_cidrs: Vec<IpNet>,
+    /// Cuts flows, once the firewall is up; never in an audit.
+    cutter: Option<Cutter>,
+    sink: Option<CutSink>,
+    /// Held while the sets change, until the cutter has its order.
+    changing: Arc<Mutex<()>>,
+    /// All flows are to be looked at when the sets hold what they should.
+    unswept: bool,
 }
 
 /// Makes sure that nothing passes around our rules, before anything else at start can fail: whatever keeps a gateway
@@ -41,11 +42,15 @@ pub struct KernelFirewall {
 /// # Errors
 /// [`FirewallError`] when `iptables` or `ip6tables` could not be run or refused.
 pub fn close_forwarding(options: &KernelOptions) -> Result<(), FirewallError> {
-    let chains = Family::BOTH.map(|family| Chains::new(family, &options.internal_cidrs));
+    let chains = chains(options);
     for difference in KernelFirewall::close_where_open(&chains)? {
         tracing::debug!("{difference}; now it is");
     }
     Ok(())
+}
+
+fn chains(options: &KernelOptions) -> [Chains; 2] {
+    Family::BOTH.map(|family| Chains::new(family, &options.internal_cidrs, options.policy.mode))
 }
 
 impl KernelFirewall {
@@ -55,12 +60,15 @@ impl KernelFirewall {
     /// [`FirewallError::Missing`] when the kernel has no ipset or permission is missing.
     pub fn new(options: &KernelOptions) -> Result<Self, FirewallError> {
         Ok(Self {
-            client: Client::connect()?,
-            chains: Family::BOTH.map(|family| Chains::new(family, &options.internal_cidrs)),
+            holding: Holding::new(options)?,
+            chains: chains(options),
             bodies: Default::default(),
-            pairs: PAIRS.map(|layout| SetPair::new(layout, options.set_capacity)),
-            held: BTreeSet::new(),
-            settled: false,
+            policy: options.policy,
+            internal_cidrs: options.internal_cidrs.clone(),
+            cutter: None,
+            sink: None,
+            changing: Arc::default(),
+            unswept: true,
         })
     }
 
@@ -102,8 +110,12 @@ impl KernelFirewall {
                 different.push(format!("{place}: rules were not ours"));
                 // Nothing passes before NAT is known to hide the private source. When it does, the rules are exchanged
                 // in one step, and flows that both the old and the new ones let through feel nothing of it.
-                if !(nat_is_right && self.chains[family].is_led_in()?) {
-                    self.chains[family].set_body(Chain::Forward, &Chain::Forward.closed_body())?;
+                let closes = self.policy.mode == Mode::Enforce;
+                if closes && !(nat_is_right && self.chains[family].is_led_in()?) {
+                    let closed = Chain::Forward.closed_body(self.policy.mode);
+                    self.chains[family].set_body(Chain::Forward, &closed)?;
+                } else if self.chains[family].body(Chain::Forward)?.is_none() {
+                    self.write_body(family, Chain::Forward)?;
                 }
             }
             different.extend(self.chains[family].lead_in(Chain::Forward)?);
@@ -121,14 +133,14 @@ impl KernelFirewall {
 
     fn body_is_right(&self, family: usize, chain: Chain) -> Result<bool, FirewallError> {
         let present = self.chains[family].body(chain)?;
-        let wanted = chain.body(Family::BOTH[family]);
+        let wanted = chain.body(Family::BOTH[family], self.policy);
         let printed = self.bodies[family][chain as usize].as_ref();
         Ok(present.is_some_and(|present| present == wanted || printed == Some(&present)))
     }
 
     /// Remembers how this version of the tool prints the rules, since that differs between versions.
     fn write_body(&mut self, family: usize, chain: Chain) -> Result<(), FirewallError> {
-        let wanted = chain.body(Family::BOTH[family]);
+        let wanted = chain.body(Family::BOTH[family], self.policy);
         self.chains[family].set_body(chain, &wanted)?;
         let printed = self.chains[family].body(chain)?.filter(|printed| printed.len() == wanted.len());
         self.bodies[family][chain as usize] = printed;
@@ -137,10 +149,7 @@ impl KernelFirewall {
 
     /// Sets of our names but another kind (a former version, or somebody's own) give way; until then nothing passes.
     fn evict_misfits(&mut self) -> Result<Vec<&'static str>, FirewallError> {
-        let mut misfits = Vec::new();
-        for pair in &self.pairs {
-            misfits.extend(pair.misfits(&mut self.client)?);
-        }
+        let misfits = self.holding.misfits()?;
         if misfits.is_empty() {
             return Ok(misfits);
         }
@@ -148,83 +157,49 @@ impl KernelFirewall {
         for chains in &self.chains {
             for chain in Chain::BOTH {
                 if chains.body(chain)?.is_some() {
-                    chains.set_body(chain, &chain.closed_body())?;
+                    chains.set_body(chain, &chain.closed_body(self.policy.mode))?;
                 }
             }
         }
         for name in &misfits {
-            self.destroy_when_released(name)?;
+            self.holding.destroy_when_released(name)?;
         }
         Ok(misfits)
     }
 
-    fn destroy_when_released(&mut self, name: &str) -> Result<(), IpsetError> {
-        let deadline = Instant::now() + RELEASE_DEADLINE;
-        loop {
-            match self.client.destroy(name) {
-                Err(error) if error.is_busy() && Instant::now() < deadline => thread::sleep(RELEASE_POLL),
-                Err(error) if error.is_missing() => return Ok(()),
-                result => return result,
-            }
+    /// Starts cutting flows, and counting them, unless nothing is to be blocked.
+    fn start_cutter(&mut self) -> Result<(), FirewallError> {
+        if self.policy.mode == Mode::Audit || self.cutter.is_some() {
+            return Ok(());
+        }
+        if let Err(error) = switch_on_accounting() {
+            tracing::warn!(
+                %error,
+                "the kernel does not count the bytes of flows, so that reports of cut flows lack them; run \
+                 `sysctl -w net.netfilter.nf_conntrack_acct=1`"
+            );
+        }
+        self.cutter =
+            Some(Cutter::start(self.internal_cidrs.clone(), self.sink.clone(), Arc::clone(&self.changing))?);
+        Ok(())
+    }
+
+    /// Has the flows cut of what passes no more.
+    fn cut_closed(&mut self, cause: CutCause, revision: u64) {
+        let closed = self.holding.take_closed();
+        if let Some(cutter) = &self.cutter {
+            cutter.cut(closed, cause, revision);
         }
     }
 
-    /// Hands each pair its part and settles what is held afterwards.
-    fn hold(
-        &mut self,
-        wanted: BTreeSet<Element>,
-        mut refused: Vec<RefusedElement>,
-    ) -> Result<Outcome, FirewallError> {
-        self.settled = false;
-        let mut parts: [BTreeSet<Element>; 4] = Default::default();
-        for element in &wanted {
-            parts[pair_of(element)].insert(*element);
+    fn sweep_when_settled(&mut self) {
+        if self.unswept
+            && self.holding.is_settled()
+            && let Some(cutter) = &self.cutter
+        {
+            cutter.sweep();
+            self.unswept = false;
         }
-        let mut failures = Vec::new();
-        let mut missing: [Option<BTreeSet<Member>>; 4] = Default::default();
-        // Out everywhere before in anywhere: what was revoked waits for nothing.
-        for (at, pair) in self.pairs.iter_mut().enumerate() {
-            match pair.take_out_all_but(&mut self.client, &parts[at]) {
-                Ok(members) => missing[at] = Some(members),
-                Err(error) => failures.push(error),
-            }
-        }
-        let mut held = wanted;
-        for (at, pair) in self.pairs.iter_mut().enumerate() {
-            let Some(missing) = &missing[at] else { continue };
-            match pair.put_in(&mut self.client, &parts[at], missing) {
-                Ok(refused_here) => {
-                    for refusal in refused_here {
-                        held.remove(&refusal.element);
-                        refused.push(refusal);
-                    }
-                }
-                Err(error) => failures.push(error),
-            }
-        }
-        let added = held.difference(&self.held).count();
-        let removed = self.held.difference(&held).count();
-        self.held = held;
-        all_done(failures)?;
-        self.settled = true;
-        Ok(Outcome { added, removed, refused })
-    }
-
-    /// What the change makes of what is held while ports of adopted elements are a guess: an adopted element that shares
-    /// a member with a removed one goes whole, so that nothing removed stays open.
-    fn guess_after(&self, added: BTreeSet<Element>, removed: &[Element]) -> BTreeSet<Element> {
-        let closed: HashSet<Member> = removed.iter().flat_map(members_of).collect();
-        let mut wanted: BTreeSet<Element> = self
-            .held
-            .iter()
-            .filter(|element| !members_of(element).any(|member| closed.contains(&member)))
-            .copied()
-            .collect();
-        wanted.extend(added);
-        for element in removed {
-            wanted.remove(element);
-        }
-        wanted
     }
 }
 
@@ -233,98 +208,59 @@ impl Firewall for KernelFirewall {
         for leftover in self.leftovers() {
             tracing::warn!("{leftover}");
         }
-        self.settled = false;
         // Before anything that can fail: after a boot the machine forwards already.
         Self::close_where_open(&self.chains)?;
         self.evict_misfits()?;
-        self.held.clear();
-        for pair in &mut self.pairs {
-            self.held.extend(pair.adopt(&mut self.client)?);
-        }
+        self.holding.adopt()?;
         for difference in self.establish()? {
             tracing::debug!("{difference}; now it is");
         }
-        self.settled = self.held.iter().all(|element| element.ports.is_none());
-        Ok(self.held.clone())
+        self.unswept = true;
+        self.start_cutter()?;
+        Ok(self.holding.held().clone())
     }
 
     fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<Outcome, FirewallError> {
-        let (admitted, refused) = admit::sift(elements);
-        self.hold(admitted, refused)
+        let changing = Arc::clone(&self.changing);
+        let _changing = changing.lock();
+        let result = self.holding.replace(elements);
+        self.cut_closed(CutCause::Revoked, 0);
+        self.sweep_when_settled();
+        result
     }
 
     fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError> {
-        let (admitted, mut refused) = admit::sift(&change.added);
-        let removed: BTreeSet<Element> = change.revoked.iter().chain(&change.retired).copied().collect();
-        if !self.settled {
-            let removed: Vec<Element> = removed.into_iter().collect();
-            return self.hold(self.guess_after(admitted, &removed), refused);
-        }
-        let mut added_to: [Vec<Element>; 4] = Default::default();
-        let mut removed_from: [Vec<Element>; 4] = Default::default();
-        for element in admitted.difference(&self.held).filter(|element| !removed.contains(element)) {
-            added_to[pair_of(element)].push(*element);
-        }
-        for element in removed.intersection(&self.held) {
-            removed_from[pair_of(element)].push(*element);
-        }
-        self.settled = false;
-        let mut outcome = Outcome::default();
-        let mut failures = Vec::new();
-        let mut missing: [Option<BTreeSet<Member>>; 4] = Default::default();
-        // Out everywhere before in anywhere: what was revoked waits for nothing.
-        for (at, pair) in self.pairs.iter_mut().enumerate() {
-            let (added, removed) = (&added_to[at], &removed_from[at]);
-            if added.is_empty() && removed.is_empty() {
-                continue;
-            }
-            match pair.take_out(&mut self.client, removed, added) {
-                Ok(members) => missing[at] = Some(members),
-                Err(error) => failures.push(error),
-            }
-            for element in removed {
-                self.held.remove(element);
-            }
-            self.held.extend(added);
-            outcome.removed += removed.len();
-        }
-        for (at, pair) in self.pairs.iter_mut().enumerate() {
-            let Some(missing) = &missing[at] else { continue };
-            match pair.put_in(&mut self.client, &added_to[at], missing) {
-                Ok(refused_here) => {
-                    for refusal in &refused_here {
-                        self.held.remove(&refusal.element);
-                    }
-                    outcome.added += added_to[at].len() - refused_here.len();
-                    refused.extend(refused_here);
-                }
-                Err(error) => failures.push(error),
-            }
-        }
-        all_done(failures)?;
-        self.settled = true;
-        outcome.refused = refused;
-        Ok(outcome)
+        let changing = Arc::clone(&self.changing);
+        let _changing = changing.lock();
+        let result = self.holding.apply(change);
+        self.cut_closed(CutCause::Revoked, change.revision);
+        result
     }
 
     fn counters(&mut self) -> Result<Vec<ElementCounters>, FirewallError> {
-        for pair in &mut self.pairs {
-            pair.read(&mut self.client)?;
+        Ok(self.holding.counters()?)
+    }
+
+    fn denied(&mut self) -> Result<Denied, FirewallError> {
+        let [v4, v6] = self.holding.denied()?;
+        Ok(Denied { packets_v4: v4.packets, bytes_v4: v4.bytes, packets_v6: v6.packets, bytes_v6: v6.bytes })
+    }
+
+    fn end_draining(&mut self, now: Instant) -> Result<(), FirewallError> {
+        let changing = Arc::clone(&self.changing);
+        let _changing = changing.lock();
+        let ended = self.holding.end_draining(now)?;
+        if let Some(cutter) = &self.cutter {
+            cutter.cut(ended, CutCause::Drained, 0);
         }
-        Ok(self
-            .held
-            .iter()
-            .map(|element| {
-                let (out, back) = self.pairs[pair_of(element)].total(element);
-                ElementCounters {
-                    element: *element,
-                    packets_out: out.packets,
-                    bytes_out: out.bytes,
-                    packets_in: back.packets,
-                    bytes_in: back.bytes,
-                }
-            })
-            .collect())
+        Ok(())
+    }
+
+    fn report_cuts(&mut self, sink: CutSink) {
+        if let Some(cutter) = &self.cutter {
+            cutter.report_to(sink.clone());
+        }
+        self.sink = Some(sink);
     }
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
@@ -341,17 +277,17 @@ impl Firewall for KernelFirewall {
             }
             Err(error) => failure = failure.or(Some(error)),
         }
-        for pair in &mut self.pairs {
-            match pair.mend(&mut self.client) {
-                Ok(different) => wrong.extend(different),
-                Err(error) => failure = failure.or(Some(error.into())),
-            }
-        }
+        let (different, unmended) = self.holding.mend();
+        wrong.extend(different);
+        failure = failure.or(unmended.map(FirewallError::from));
         match self.establish() {
             Ok(different) => wrong.extend(different),
             Err(error) => failure = failure.or(Some(error)),
         }
+        // While something was wrong, flows may have begun that should not be, or that show their source.
+        self.unswept |= !wrong.is_empty();
         let Some(error) = failure else {
+            self.sweep_when_settled();
             return Ok(wrong.into_iter().map(|what| Repair { what }).collect());
         };
         for what in wrong {
@@ -361,6 +297,7 @@ impl Firewall for KernelFirewall {
     }
 
     fn cleanup(&mut self) -> Result<(), FirewallError> {
+        self.cutter = None;
         let mut errors = Vec::new();
         let others = Family::BOTH.into_iter().filter_map(Chains::leftovers);
         for chains in self.chains.iter().chain(&others.collect::<Vec<_>>()) {
@@ -369,21 +306,7 @@ impl Firewall for KernelFirewall {
                 errors.extend(chains.remove(chain));
             }
         }
-        match self.client.names() {
-            Ok(names) => {
-                let ours: BTreeSet<String> = PAIRS
-                    .iter()
-                    .flat_map(|pair| [pair.out, pair.back])
-                    .flat_map(|name| [name.to_owned(), fresh_name(name), carried_name(name)])
-                    .collect();
-                for name in names.iter().filter(|name| ours.contains(*name)) {
-                    errors.extend(self.destroy_when_released(name).err().map(|error| error.to_string()));
-                }
-            }
-            Err(error) => errors.push(error.to_string()),
-        }
-        self.held.clear();
-        self.settled = false;
+        errors.extend(self.holding.destroy());
         if errors.is_empty() { Ok(()) } else { Err(FirewallError::Cleanup(errors)) }
     }
 }

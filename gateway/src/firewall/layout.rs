@@ -1,12 +1,15 @@
 //! Which kernel sets there are and which members of them make an element.
 //!
 //! A set name reads `og`, family (`4`/`6`), direction (`o`: towards the internet, `i`: replies) and `p` when its
-//! members carry a port.
+//! members carry a port; `d` before the direction marks what drains.
 
 use std::fmt;
 
 use allowlist::{Element, PortRange, Protocol};
 use ipnet::IpNet;
+
+use super::drain::DrainLimits;
+use super::rules::Policy;
 
 /// Members a set is made for unless more are wanted at once.
 const DEFAULT_SET_CAPACITY: u32 = 65_536;
@@ -19,11 +22,20 @@ pub struct KernelOptions {
     pub internal_cidrs: Vec<IpNet>,
     /// Members each set has room for at first; it grows when more are wanted.
     pub set_capacity: u32,
+    /// How long flows of what left DNS may go on.
+    pub drain: DrainLimits,
+    /// What becomes of what is not listed.
+    pub policy: Policy,
 }
 
 impl Default for KernelOptions {
     fn default() -> Self {
-        Self { internal_cidrs: Vec::new(), set_capacity: DEFAULT_SET_CAPACITY }
+        Self {
+            internal_cidrs: Vec::new(),
+            set_capacity: DEFAULT_SET_CAPACITY,
+            drain: DrainLimits::default(),
+            policy: Policy::default(),
+        }
     }
 }
 
@@ -83,13 +95,28 @@ pub(super) struct PairLayout {
     pub(super) back: &'static str,
 }
 
-/// Every pair, in the order of [`pair_of`].
+/// Every pair of what passes, in the order of [`pair_of`].
 pub(super) const PAIRS: [PairLayout; 4] = [
     PairLayout { family: Family::V4, scope: Scope::Prefix, out: "og4o", back: "og4i" },
     PairLayout { family: Family::V4, scope: Scope::Port, out: "og4op", back: "og4ip" },
     PairLayout { family: Family::V6, scope: Scope::Prefix, out: "og6o", back: "og6i" },
     PairLayout { family: Family::V6, scope: Scope::Port, out: "og6op", back: "og6ip" },
 ];
+
+/// Every pair of what drains, in the same order: flows that are there may finish.
+pub(super) const DRAIN_PAIRS: [PairLayout; 4] = [
+    PairLayout { family: Family::V4, scope: Scope::Prefix, out: "og4do", back: "og4di" },
+    PairLayout { family: Family::V4, scope: Scope::Port, out: "og4dop", back: "og4dip" },
+    PairLayout { family: Family::V6, scope: Scope::Prefix, out: "og6do", back: "og6di" },
+    PairLayout { family: Family::V6, scope: Scope::Port, out: "og6dop", back: "og6dip" },
+];
+
+/// Destinations whose TCP connections were cut a while ago, by family: what comes from the middle of one begins no
+/// new flow.
+pub(super) const CUT_SETS: [&str; 2] = ["og4cut", "og6cut"];
+
+/// Sets of every address, by family: their counters count what is denied.
+pub(super) const DENY_SETS: [&str; 2] = ["og4deny", "og6deny"];
 
 /// The index in [`PAIRS`] of the pair that holds `element`.
 pub(super) const fn pair_of(element: &Element) -> usize {

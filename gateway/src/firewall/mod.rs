@@ -7,10 +7,12 @@
 //!
 //! Map: [`admit`] judges an element before any driver enforces it; [`layout`] names the sets and says which kernel
 //! members make an element; [`rules`] is the text of our chains, [`chains`] puts it into the kernel; [`ipset`] speaks
-//! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts, of which [`carried`] outlives the process; [`kernel`] joins all of that into the real
-//! driver, [`dry_run`] prints the same as a plan, [`fake`] records calls for tests of what stands above.
+//! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts, of which [`carried`] outlives the process;
+//! [`holding`] moves elements between what passes and what drains ([`drain`]); [`cutter`] takes flows out of [`conntrack`]
+//! and reports them ([`cut`]); [`denied`] counts what did not pass; [`kernel`] joins all of that into the real driver, [`dry_run`] prints the same as a plan, [`fake`] records calls for tests of what stands above.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use allowlist::feed::RefusedElement;
 use allowlist::{Change, Element};
@@ -18,22 +20,32 @@ use allowlist::{Change, Element};
 mod admit;
 mod carried;
 mod chains;
+mod conntrack;
+mod cut;
+mod cutter;
+mod denied;
+mod drain;
 pub mod dry_run;
 mod failures;
 pub mod fake;
+mod holding;
 mod host;
 mod in_flight;
 mod ipset;
 pub mod kernel;
 mod layout;
 mod ledger;
+mod netlink;
 mod rules;
 mod sets;
 
+pub use cut::CutSink;
+pub use drain::{DRAIN_IDLE, DRAIN_LIMIT, DrainLimits};
 pub use dry_run::{DryRunFirewall, Plan};
 pub use host::check_host;
 pub use kernel::{KernelFirewall, close_forwarding};
 pub use layout::KernelOptions;
+pub use rules::{Deny, Mode, Policy};
 
 /// A firewall that holds a set of elements.
 pub trait Firewall: Send {
@@ -64,6 +76,21 @@ pub trait Firewall: Send {
     /// # Errors
     /// [`FirewallError`].
     fn counters(&mut self) -> Result<Vec<ElementCounters>, FirewallError>;
+
+    /// What was denied so far, or passed unlisted in an audit; monotonic as long as the kernel keeps the sets.
+    ///
+    /// # Errors
+    /// [`FirewallError`].
+    fn denied(&mut self) -> Result<Denied, FirewallError>;
+
+    /// Ends the draining of retired elements that are idle or whose time is over; to be called every few seconds.
+    ///
+    /// # Errors
+    /// [`FirewallError`].
+    fn end_draining(&mut self, now: Instant) -> Result<(), FirewallError>;
+
+    /// Where reports of cut flows go: every revocation is answered, soon after the call that made it.
+    fn report_cuts(&mut self, sink: CutSink);
 
     /// Compares chains and sets with what they should be and repairs the difference.
     ///
@@ -109,6 +136,19 @@ impl ElementCounters {
     pub const fn zero(element: Element) -> Self {
         Self { element, packets_out: 0, bytes_out: 0, packets_in: 0, bytes_in: 0 }
     }
+}
+
+/// Packets and bytes (IP length) that no element let pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Denied {
+    /// IPv4 packets.
+    pub packets_v4: u64,
+    /// Their bytes.
+    pub bytes_v4: u64,
+    /// IPv6 packets.
+    pub packets_v6: u64,
+    /// Their bytes.
+    pub bytes_v6: u64,
 }
 
 /// One difference somebody made behind our back, repaired.

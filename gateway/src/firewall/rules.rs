@@ -4,10 +4,52 @@
 //!   neither direction, so that it falls to the drop.
 //! - ESTABLISHED on replies forbids connections inwards.
 //! - A set match counts even when a later match of its rule fails, hence it stands last; NAT must not count again.
+//! - NAT asks the replies' sets, which keep a member until every packet that FORWARD let through on its behalf is gone,
+//!   and the others behind them, for the case that somebody took it out of the replies' sets.
+//! - A packet that is denied is answered: whoever is behind a gateway of their own company is told at once, instead of
+//!   waiting for time-outs. The limit keeps a scan from being answered at its own pace.
 
+use allowlist::class;
+use clap::ValueEnum;
 use ipnet::IpNet;
+use serde::Deserialize;
 
-use super::layout::{Family, PAIRS, PairLayout, Scope};
+use super::layout::{CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, PAIRS, PairLayout, Scope};
+
+/// Answers to denied packets, per second and at once, for each family.
+const REJECT_LIMIT: &str = "--limit 200/sec --limit-burst 400";
+
+/// Whether what is not listed is kept from passing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// It is.
+    #[default]
+    Enforce,
+    /// It passes, and is counted.
+    Audit,
+}
+
+/// What becomes of a packet that is not let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Deny {
+    /// It is dropped, and its sender told that this is administratively prohibited (ICMP type 3 code 13, RFC 1812; ICMPv6
+    /// type 1 code 1, RFC 4443), as long as not too many are.
+    #[default]
+    Reject,
+    /// It is dropped.
+    Drop,
+}
+
+/// What the rules do with what is not listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Whether it passes.
+    pub mode: Mode,
+    /// What becomes of it when it does not.
+    pub deny: Deny,
+}
 
 /// Our chain in `filter`, reached from FORWARD.
 pub(super) const FORWARD_CHAIN: &str = "OG-FORWARD";
@@ -48,18 +90,18 @@ impl Chain {
     }
 
     /// The rules of the chain, each as `iptables -S` prints it after `-A <chain> `.
-    pub(super) fn body(self, family: Family) -> Vec<String> {
+    pub(super) fn body(self, family: Family, policy: Policy) -> Vec<String> {
         match self {
-            Self::Forward => forward_body(family),
-            Self::Nat => nat_body(family),
+            Self::Forward => forward_body(family, policy),
+            Self::Nat => nat_body(family, policy.mode),
         }
     }
 
-    /// The rules of the chain while its sets are not usable: nothing passes.
-    pub(super) fn closed_body(self) -> Vec<String> {
-        match self {
-            Self::Forward => vec!["-j DROP".into()],
-            Self::Nat => Vec::new(),
+    /// The rules of the chain while its sets are not usable: nothing passes, except where nothing is ever blocked.
+    pub(super) fn closed_body(self, mode: Mode) -> Vec<String> {
+        match (self, mode) {
+            (Self::Forward, Mode::Enforce) => vec!["-j DROP".into()],
+            (Self::Forward, Mode::Audit) | (Self::Nat, _) => Vec::new(),
         }
     }
 
@@ -96,46 +138,91 @@ pub(super) fn restore_script(chain: Chain, body: &[String]) -> String {
     script
 }
 
-fn forward_body(family: Family) -> Vec<String> {
+fn forward_body(family: Family, policy: Policy) -> Vec<String> {
     let mut body = Vec::new();
-    for pair in pairs_in_front_first(family) {
-        let PairLayout { out, .. } = pair;
-        let sides = sides(pair.scope, "dst");
-        body.push(format!("-m conntrack --ctdir ORIGINAL -m set --match-set {out} {sides} -j ACCEPT"));
-    }
-    for pair in pairs_in_front_first(family) {
-        let PairLayout { back, .. } = pair;
-        let sides = sides(pair.scope, "src");
+    if policy.mode == Mode::Enforce {
+        // Only looked up for what would begin a connection in its middle.
+        let cut = CUT_SETS[family as usize];
         body.push(format!(
-            "-m conntrack --ctstate ESTABLISHED --ctdir REPLY -m set --match-set {back} {sides} -j ACCEPT"
+            "-p tcp -m conntrack --ctstate NEW -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN \
+             -m set --match-set {cut} dst -j DROP"
         ));
     }
+    for PairLayout { scope, out, .. } in in_front_first(&PAIRS, family) {
+        let sides = sides(*scope, "dst");
+        body.push(format!("-m conntrack --ctdir ORIGINAL -m set --match-set {out} {sides} -j ACCEPT"));
+    }
+    body.extend(replies(&PAIRS, family));
+    for PairLayout { scope, out, .. } in in_front_first(&DRAIN_PAIRS, family) {
+        let sides = sides(*scope, "dst");
+        body.push(format!(
+            "-m conntrack --ctstate ESTABLISHED --ctdir ORIGINAL -m set --match-set {out} {sides} -j ACCEPT"
+        ));
+    }
+    body.extend(replies(&DRAIN_PAIRS, family));
     // Errors about a flow come from routers on the path, which no list names; without them path MTU discovery breaks.
-    let icmp = match family {
-        Family::V4 => "icmp",
-        Family::V6 => "ipv6-icmp",
+    let (icmp, prohibited) = match family {
+        Family::V4 => ("icmp", "icmp-admin-prohibited"),
+        Family::V6 => ("ipv6-icmp", "icmp6-adm-prohibited"),
     };
     body.push(format!("-p {icmp} -m conntrack --ctstate RELATED -j ACCEPT"));
-    // The log of denied packets belongs here: everything below is denied.
-    body.push("-j DROP".into());
+    // Everything below is denied. It is counted first, by a set of every address.
+    body.push(format!("-m set --match-set {} dst", DENY_SETS[family as usize]));
+    match policy {
+        Policy { mode: Mode::Audit, .. } => body.push("-j RETURN".into()),
+        Policy { mode: Mode::Enforce, deny } => {
+            // Not for packets without a connection: an answer could end one that is none of theirs.
+            if deny == Deny::Reject {
+                body.push(format!(
+                    "-m conntrack --ctdir ORIGINAL -m limit {REJECT_LIMIT} -j REJECT --reject-with {prohibited}"
+                ));
+            }
+            body.push("-j DROP".into());
+        }
+    }
     body
 }
 
-fn nat_body(family: Family) -> Vec<String> {
-    pairs_in_front_first(family)
-        .map(|pair| {
-            let PairLayout { out, .. } = pair;
-            let sides = sides(pair.scope, "dst");
+fn replies(pairs: &'static [PairLayout; 4], family: Family) -> impl Iterator<Item = String> {
+    in_front_first(pairs, family).map(|PairLayout { scope, back, .. }| {
+        let sides = sides(*scope, "src");
+        format!(
+            "-m conntrack --ctstate ESTABLISHED --ctdir REPLY -m set --match-set {back} {sides} -j ACCEPT"
+        )
+    })
+}
+
+fn nat_body(family: Family, mode: Mode) -> Vec<String> {
+    let back = in_front_first(&PAIRS, family).map(|pair| (pair.scope, pair.back));
+    let out = in_front_first(&PAIRS, family).map(|pair| (pair.scope, pair.out));
+    let mut body: Vec<String> = back
+        .chain(out)
+        .map(|(scope, set)| {
+            let sides = sides(scope, "dst");
             format!(
-                "-m conntrack --ctdir ORIGINAL -m set --match-set {out} {sides} ! --update-counters -j MASQUERADE"
+                "-m conntrack --ctdir ORIGINAL -m set --match-set {set} {sides} ! --update-counters -j MASQUERADE"
             )
         })
-        .collect()
+        .collect();
+    if mode == Mode::Audit {
+        // What is not listed passes, and would not work with its private source. Neither networks inside nor this
+        // machine's own traffic need that.
+        let special: Vec<IpNet> = match family {
+            Family::V4 => class::special_v4().into_iter().map(IpNet::from).collect(),
+            Family::V6 => class::special_v6().into_iter().map(IpNet::from).collect(),
+        };
+        body.extend(special.iter().map(|range| format!("-d {range} -j RETURN")));
+        body.push("-m addrtype ! --src-type LOCAL -j MASQUERADE".into());
+    }
+    body
 }
 
 /// Port-scoped first, so that traffic of a narrow element is counted on it and not on a wide one beside it.
-fn pairs_in_front_first(family: Family) -> impl Iterator<Item = &'static PairLayout> {
-    PAIRS.iter().rev().filter(move |pair| pair.family == family)
+fn in_front_first(
+    pairs: &'static [PairLayout; 4],
+    family: Family,
+) -> impl Iterator<Item = &'static PairLayout> {
+    pairs.iter().rev().filter(move |pair| pair.family == family)
 }
 
 fn sides(scope: Scope, side: &str) -> String {
@@ -149,44 +236,39 @@ fn sides(scope: Scope, side: &str) -> String {
 mod tests {
     use super::*;
 
+    const ENFORCE: Policy = Policy { mode: Mode::Enforce, deny: Deny::Reject };
+
     #[test]
     fn the_forward_chain_ends_in_the_drop_and_accepts_only_by_set_or_related_icmp() {
         for family in Family::BOTH {
-            let body = Chain::Forward.body(family);
-            assert_eq!(body.len(), 6);
-            assert_eq!(body.last().unwrap(), "-j DROP");
-            for rule in &body[..4] {
-                assert!(rule.contains("--ctdir"), "{rule}");
-                let after_set = rule.split("--match-set ").nth(1).unwrap();
-                assert_eq!(after_set.split(' ').nth(2), Some("-j"), "the set match stands last: {rule}");
+            for deny in [Deny::Reject, Deny::Drop] {
+                let body = Chain::Forward.body(family, Policy { deny, ..ENFORCE });
+                assert_eq!(body.last().unwrap(), "-j DROP");
+                assert_eq!(body.iter().any(|rule| rule.contains("REJECT")), deny == Deny::Reject);
+                for rule in body.iter().filter(|rule| rule.ends_with("ACCEPT") && !rule.contains("RELATED")) {
+                    assert!(rule.contains("--ctdir"), "{rule}");
+                    let after_set = rule.split("--match-set ").nth(1).unwrap();
+                    assert_eq!(after_set.split(' ').nth(2), Some("-j"), "the set match stands last: {rule}");
+                }
             }
         }
     }
 
     #[test]
+    fn an_audit_blocks_nothing() {
+        for family in Family::BOTH {
+            let policy = Policy { mode: Mode::Audit, ..ENFORCE };
+            let rules = Chain::Forward.body(family, policy);
+            assert!(rules.iter().all(|rule| !rule.contains("DROP") && !rule.contains("REJECT")), "{rules:?}");
+            assert_eq!(rules.last().unwrap(), "-j RETURN");
+        }
+    }
+
+    #[test]
     fn the_v4_scripts_are_exactly_these() {
-        assert_eq!(
-            restore_script(Chain::Forward, &Chain::Forward.body(Family::V4)),
-            "*filter\n\
-             :OG-FORWARD - [0:0]\n\
-             -F OG-FORWARD\n\
-             -A OG-FORWARD -m conntrack --ctdir ORIGINAL -m set --match-set og4op dst,dst -j ACCEPT\n\
-             -A OG-FORWARD -m conntrack --ctdir ORIGINAL -m set --match-set og4o dst -j ACCEPT\n\
-             -A OG-FORWARD -m conntrack --ctstate ESTABLISHED --ctdir REPLY -m set --match-set og4ip src,src -j ACCEPT\n\
-             -A OG-FORWARD -m conntrack --ctstate ESTABLISHED --ctdir REPLY -m set --match-set og4i src -j ACCEPT\n\
-             -A OG-FORWARD -p icmp -m conntrack --ctstate RELATED -j ACCEPT\n\
-             -A OG-FORWARD -j DROP\n\
-             COMMIT\n"
-        );
-        assert_eq!(
-            restore_script(Chain::Nat, &Chain::Nat.body(Family::V4)),
-            "*nat\n\
-             :OG-NAT - [0:0]\n\
-             -F OG-NAT\n\
-             -A OG-NAT -m conntrack --ctdir ORIGINAL -m set --match-set og4op dst,dst ! --update-counters -j MASQUERADE\n\
-             -A OG-NAT -m conntrack --ctdir ORIGINAL -m set --match-set og4o dst ! --update-counters -j MASQUERADE\n\
-             COMMIT\n"
-        );
+        let script = |chain: Chain| restore_script(chain, &chain.body(Family::V4, ENFORCE));
+        assert_eq!(script(Chain::Forward), include_str!("rules_forward.golden"));
+        assert_eq!(script(Chain::Nat), include_str!("rules_nat.golden"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One pair of kernel sets with the same members: what they hold, who needs it, what they counted.
 //!
 //! Members are added to the replies' set first and taken from the way out first, so that no packet leaves whose reply
-//! could not come back.
+//! could not come back, or whose source NAT would not hide.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -28,6 +28,15 @@ pub(super) struct SetPair {
     owners: HashMap<Member, u32>,
     out: Ledger,
     back: Ledger,
+}
+
+/// What the first part of a change leaves to the others.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// Members to add.
+    pub(super) missing: BTreeSet<Member>,
+    /// Members that are off the way out and still in the replies' set.
+    pub(super) gone: BTreeSet<Member>,
 }
 
 /// The name a bigger table has while it is filled, and the old one until it was read.
@@ -108,19 +117,21 @@ impl SetPair {
             elements_of(&passing).into_iter().filter(|element| admit::admit(element).is_ok()).collect();
         tracing::debug!(set = out, back, members = passing.len(), elements = elements.len(), "adopted sets");
         // Brings the replies' set in line and throws out what makes no element.
-        let missing = self.take_out_all_but(client, &elements)?;
-        self.put_in(client, &elements, &missing)?;
+        let taken = self.take_out_all_but(client, &elements)?;
+        self.put_in(client, &elements, &taken.missing)?;
+        wait_for_packets_in_flight();
+        self.finish(client, &taken.gone)?;
         Ok(elements.into_iter().collect())
     }
 
-    /// First half of a change: takes `removed` out, so that nothing revoked waits for what is new. Returns the members
-    /// that [`Self::put_in`] has to add for `added`.
+    /// First part of a change: takes `removed` off the way out, so that nothing revoked waits for what is new. Then
+    /// follow [`Self::put_in`] for `added` and, when no packet is on its way any more, [`Self::finish`].
     pub(super) fn take_out(
         &mut self,
         client: &mut Client,
         removed: &[Element],
         added: &[Element],
-    ) -> Result<BTreeSet<Member>, IpsetError> {
+    ) -> Result<Taken, IpsetError> {
         let mut missing = BTreeSet::new();
         for member in added.iter().flat_map(members_of) {
             let owners = self.owners.entry(member).or_insert(0);
@@ -130,17 +141,16 @@ impl SetPair {
             }
         }
         let gone = self.disown(removed);
-        self.remove_members(client, &gone)?;
-        Ok(missing)
+        self.remove_from(client, self.layout.out, &gone)?;
+        Ok(Taken { missing, gone })
     }
 
-    /// First half of holding exactly `wanted`, in place: takes everything else out. Returns the members that
-    /// [`Self::put_in`] has to add.
+    /// First part of holding exactly `wanted`, in place: takes everything else off the way out.
     pub(super) fn take_out_all_but(
         &mut self,
         client: &mut Client,
         wanted: &BTreeSet<Element>,
-    ) -> Result<BTreeSet<Member>, IpsetError> {
+    ) -> Result<Taken, IpsetError> {
         let PairLayout { scope, out, back, .. } = self.layout;
         let mut owners: HashMap<Member, u32> = HashMap::with_capacity(wanted.len());
         for member in wanted.iter().flat_map(members_of) {
@@ -158,11 +168,17 @@ impl SetPair {
             .chain(in_back.into_keys())
             .filter(|member| !self.owners.contains_key(member))
             .collect();
-        self.remove_members(client, &gone)?;
-        Ok(missing)
+        self.remove_from(client, out, &gone)?;
+        Ok(Taken { missing, gone })
     }
 
-    /// Second half: adds the `missing` members of `wanted`. An element with a member that the kernel refuses is not
+    /// Last part of a change: takes what is gone out of the replies' set too. NAT looks at it, so that it has to wait
+    /// for the packets that had passed FORWARD when the first part was made: none leaves with its private source.
+    pub(super) fn finish(&mut self, client: &mut Client, gone: &BTreeSet<Member>) -> Result<(), IpsetError> {
+        self.remove_from(client, self.layout.back, gone)
+    }
+
+    /// Second part: adds the `missing` members of `wanted`. An element with a member that the kernel refuses is not
     /// held; it is returned.
     pub(super) fn put_in<'a>(
         &mut self,
@@ -278,36 +294,45 @@ impl SetPair {
         Ok(refused)
     }
 
-    /// Reads the members' counters, then deletes them from both sets.
+    /// Deletes members from both sets.
     fn remove_members(&mut self, client: &mut Client, members: &BTreeSet<Member>) -> Result<(), IpsetError> {
         if members.is_empty() {
             return Ok(());
         }
-        let PairLayout { scope, out, back, .. } = self.layout;
-        let mut failure = None;
-        for name in [out, back] {
-            // The kernel reads no single element, hence the whole set. Losing counts is better than letting pass what
-            // was revoked.
-            let counted = client.dump(name, scope).unwrap_or_else(|error| {
-                tracing::warn!(set = name, %error, "last counts of removed members were not read");
-                BTreeMap::new()
-            });
-            let deleted = client.delete(name, members).and_then(|refused| {
-                let Some(refusal) = refused.into_iter().next() else { return Ok(()) };
-                let action = format!("delete {} from ipset {name}: {}", refusal.member, refusal.reason);
-                Err(IpsetError::Malformed { action, reason: "a member that passes could not be taken out" })
-            });
-            if let Err(error) = deleted {
-                failure = failure.or(Some(error));
-                continue;
-            }
-            for member in members {
-                let last = counted.get(member).copied().unwrap_or_default();
-                self.ledger(name).close(member, last);
-            }
-            self.keep_carried(client, name);
+        let closed = self.remove_from(client, self.layout.out, members);
+        wait_for_packets_in_flight();
+        closed.and(self.remove_from(client, self.layout.back, members))
+    }
+
+    /// Reads the members' counters, then deletes them.
+    fn remove_from(
+        &mut self,
+        client: &mut Client,
+        name: &'static str,
+        members: &BTreeSet<Member>,
+    ) -> Result<(), IpsetError> {
+        if members.is_empty() {
+            return Ok(());
         }
-        failure.map_or(Ok(()), Err)
+        // The kernel reads no single element, hence the whole set. Losing counts is better than letting pass what
+        // was revoked.
+        let counted = client.dump(name, self.layout.scope).unwrap_or_else(|error| {
+            tracing::warn!(set = name, %error, "last counts of removed members were not read");
+            BTreeMap::new()
+        });
+        if let Some(refusal) = client.delete(name, members)?.into_iter().next() {
+            let action = format!("delete {} from ipset {name}: {}", refusal.member, refusal.reason);
+            return Err(IpsetError::Malformed {
+                action,
+                reason: "a member that passes could not be taken out",
+            });
+        }
+        for member in members {
+            let last = counted.get(member).copied().unwrap_or_default();
+            self.ledger(name).close(member, last);
+        }
+        self.keep_carried(client, name);
+        Ok(())
     }
 
     /// Exchanges the tables for bigger ones before they are full.

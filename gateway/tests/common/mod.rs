@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use allowlist::codec;
-use allowlist::feed::{Applied, Hello, SUBPROTOCOL, SessionStart, ToGateway, ToServer, Welcome};
+use allowlist::feed::{Applied, CutReport, Hello, SUBPROTOCOL, SessionStart, ToGateway, ToServer, Welcome};
 use allowlist::{Change, Element};
 use futures_util::{SinkExt, StreamExt};
-use gateway::config::{Config, FirewallKind};
+use gateway::config::{Config, FirewallKind, Unlisted};
 use gateway::feed::Timings;
 use gateway::firewall::fake::FakeFirewall;
+use gateway::firewall::{DRAIN_IDLE, DRAIN_LIMIT, Policy};
 use gateway::held::Held;
 use gateway::run::{Parts, run};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -215,6 +216,15 @@ impl Session {
         }
     }
 
+    /// The next report of cut flows.
+    pub async fn cut(&mut self) -> CutReport {
+        loop {
+            if let ToServer::Cut(report) = self.receive().await {
+                return report;
+            }
+        }
+    }
+
     /// What the gateway closes with.
     pub async fn closed(&mut self) -> Option<CloseFrame> {
         soon("a close frame", async {
@@ -305,6 +315,11 @@ impl Setup {
             metrics: "127.0.0.1:0".parse().unwrap(),
             firewall: FirewallKind::Kernel,
             internal_cidrs: Vec::new(),
+            unlisted: Unlisted {
+                policy: Policy::default(),
+                drain_idle: DRAIN_IDLE,
+                drain_limit: DRAIN_LIMIT,
+            },
         };
         let timings = Timings { silence: DEADLINE, connect: DEADLINE, ..Timings::default() };
         Self { config, timings, kernel: FakeFirewall::new() }

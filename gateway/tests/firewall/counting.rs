@@ -80,7 +80,7 @@ fn counters_equal_what_was_sent_to_the_byte() {
 }
 
 /// Runs `work` while datagrams to 8.8.8.8 go back and forth without pause; returns how many did, none lost.
-fn under_traffic(net: &Net, work: impl FnOnce(&dyn Fn())) -> u64 {
+pub(crate) fn under_traffic(net: &Net, work: impl FnOnce(&dyn Fn())) -> u64 {
     let client = net.client.udp(CLIENT, 0);
     let server = net.internet.udp("8.8.8.8", 9);
     let (stop, exchanged) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -202,7 +202,7 @@ fn counts_go_on_after_an_element_was_removed_and_added_again() {
     let server = net.internet.udp("8.8.8.8", 9);
     let mut firewall = small();
     let add = Change { revision: 1, added: vec![host], ..Change::default() };
-    let remove = Change { revision: 2, retired: vec![host], ..Change::default() };
+    let remove = Change { revision: 2, revoked: vec![host], ..Change::default() };
     let mut sent = 0;
     for _ in 0..3 {
         assert_eq!(firewall.apply(&add).unwrap().added, 1);

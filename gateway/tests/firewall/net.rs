@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use allowlist::Element;
-use gateway::firewall::{ElementCounters, Firewall};
+use allowlist::feed::{CutCause, CutReport};
+use gateway::firewall::{ElementCounters, Firewall, KernelFirewall, KernelOptions};
 use nix::sched::{CloneFlags, setns};
 
 pub(crate) const CLIENT: &str = "10.9.0.2";
@@ -211,6 +212,42 @@ pub(crate) fn counted(firewall: &mut impl Firewall, wanted: Element) -> ElementC
     let counters = firewall.counters().unwrap();
     assert!(counters.is_sorted_by_key(|counters| counters.element));
     *counters.iter().find(|counters| counters.element == wanted).unwrap()
+}
+
+/// A driver that is up, and the reports of what it cuts.
+pub(crate) fn installed_with_reports(options: &KernelOptions) -> (KernelFirewall, Reports) {
+    let mut firewall = KernelFirewall::new(options).unwrap();
+    let (sender, reports) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    firewall
+        .report_cuts(std::sync::Arc::new(move |report| sender.lock().unwrap().send(report).unwrap_or(())));
+    firewall.install().unwrap();
+    (firewall, Reports(reports))
+}
+
+/// Reports of cut flows.
+pub(crate) struct Reports(std::sync::mpsc::Receiver<CutReport>);
+
+impl Reports {
+    /// The next report of that cause.
+    pub(crate) fn next(&self, cause: CutCause) -> CutReport {
+        loop {
+            let report = self.0.recv_timeout(PATIENCE).unwrap();
+            if report.cause == cause {
+                return report;
+            }
+        }
+    }
+}
+
+/// One datagram there and back; the source the internet saw.
+pub(crate) fn exchange(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
+    let mut buffer = [0; 64];
+    client.send_to(b"question", server.local_addr().unwrap()).unwrap();
+    let (_, source) = patiently(|| server.recv_from(&mut buffer)).unwrap();
+    server.send_to(b"answer", source).unwrap();
+    assert_eq!(patiently(|| client.recv(&mut buffer)).unwrap(), 6);
+    source
 }
 
 /// Answers every datagram with itself until `stop` arrives; returns how many it answered.

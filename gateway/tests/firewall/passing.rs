@@ -22,12 +22,21 @@ fn installed() -> KernelFirewall {
     firewall
 }
 
-fn connect(from: &Namespace, to: &str) -> Result<TcpStream, ErrorKind> {
+/// True when a connection fails because the way is administratively prohibited: EHOSTUNREACH, with IPv6 EACCES. On
+/// one machine the answer to the first SYN may be there before the call that sent it lets go of the socket, and then that to
+/// the second counts, a second later.
+pub(crate) fn is_prohibited(from: &Namespace, to: &str) -> bool {
+    let address: SocketAddr = to.parse().unwrap();
+    let error = from.run(|| TcpStream::connect_timeout(&address, PATIENCE).unwrap_err().kind());
+    [ErrorKind::HostUnreachable, ErrorKind::PermissionDenied].contains(&error)
+}
+
+pub(crate) fn connect(from: &Namespace, to: &str) -> Result<TcpStream, ErrorKind> {
     let address: SocketAddr = to.parse().unwrap();
     from.run(|| TcpStream::connect_timeout(&address, REFUSAL_TIME).map_err(|error| error.kind()))
 }
 
-fn ping(from: &Namespace, to: &str) -> bool {
+pub(crate) fn ping(from: &Namespace, to: &str) -> bool {
     from.run(|| Command::new("ping").args(["-c1", "-W1", to]).output().unwrap().status.success())
 }
 
@@ -54,7 +63,7 @@ fn only_listed_hosts_are_reached_and_they_see_the_gateway() {
         connect(&net.client, &at(listed)).unwrap();
         let (_, seen) = server.accept().unwrap();
         assert_eq!(seen.ip(), gateway.parse::<IpAddr>().unwrap());
-        assert_eq!(connect(&net.client, &at(unlisted)).unwrap_err(), ErrorKind::TimedOut);
+        assert!(is_prohibited(&net.client, &at(unlisted)), "{unlisted}");
         assert!(ping(&net.client, listed), "{listed}");
         assert!(!ping(&net.client, unlisted), "{unlisted}");
     }
@@ -67,8 +76,8 @@ fn a_listed_host_cannot_open_connections_inwards() {
     firewall.replace(&elements(&["5.5.0.2/32", "8.8.8.8/32", "2a0f:5::2/128"])).unwrap();
     let _inside = net.client.tcp(CLIENT, 80);
     let _inside_v6 = net.client.tcp(CLIENT_V6, 80);
-    assert_eq!(connect(&net.internet, "10.9.0.2:80").unwrap_err(), ErrorKind::TimedOut);
-    assert_eq!(connect(&net.internet, "[fd09::2]:80").unwrap_err(), ErrorKind::TimedOut);
+    assert!(is_prohibited(&net.internet, "10.9.0.2:80"));
+    assert!(is_prohibited(&net.internet, "[fd09::2]:80"));
     assert!(!ping(&net.internet, CLIENT));
     // The way itself is open: without us the client is reached.
     firewall.cleanup().unwrap();
@@ -156,7 +165,9 @@ fn removal_stops_an_established_connection_at_once() {
     assert!(net.passes(&net.internet.udp("9.9.9.9", 8), &beacon).is_some());
     for stream in [&mut client, &mut accepted] {
         stream.set_read_timeout(Some(REFUSAL_TIME)).unwrap();
-        assert_eq!(patiently(|| stream.read(&mut buffer)).unwrap_err().kind(), ErrorKind::WouldBlock);
+        // The gateway knows nothing of it any more, and answers the server with a reset.
+        let error = patiently(|| stream.read(&mut buffer)).unwrap_err().kind();
+        assert!([ErrorKind::WouldBlock, ErrorKind::ConnectionReset].contains(&error), "{error:?}");
     }
 }
 

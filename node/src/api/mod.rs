@@ -45,6 +45,7 @@ mod members;
 mod metrics;
 mod once;
 pub mod problem;
+mod receipts;
 mod recovery;
 mod revision;
 pub mod router;

@@ -22,7 +22,7 @@ use utoipa_axum::routes;
 use super::problem::{self, Code, Problem};
 use super::{
     AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, backup, bulk, entries, fence, headers, health,
-    members, metrics, recovery, session, status, tokens,
+    members, metrics, receipts, recovery, session, status, tokens,
 };
 use crate::auth::caller::SESSION_COOKIE;
 use crate::{feed, web};
@@ -39,6 +39,7 @@ fn paths() -> OpenApiRouter<AppState> {
         .routes(routes!(backup::backup))
         .routes(routes!(backup::restore))
         .routes(routes!(status::get))
+        .routes(routes!(receipts::cuts))
         .routes(routes!(members::list, members::add))
         .routes(routes!(members::remove))
         .routes(routes!(members::step_down))

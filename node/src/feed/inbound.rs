@@ -87,6 +87,7 @@ pub(super) async fn receive(
             }
             Some(ToServer::Traffic(deltas)) => reporter.metrics().traffic(reporter.name(), &deltas),
             Some(ToServer::Denied(flows)) => reporter.metrics().denied(reporter.name(), &flows),
+            Some(ToServer::Cut(report)) => reporter.cut(report),
             Some(ToServer::ResyncRequest { reason }) => {
                 let reason: String = reason.chars().take(MAX_TEXT_CHARS).collect();
                 tracing::warn!(gateway = reporter.name(), %reason, "the gateway asks for a snapshot");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use allowlist::feed::{DeniedFlow, TrafficDelta};
+use allowlist::feed::{CutReport, DeniedFlow, TrafficDelta};
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 /// Most gateways with traffic totals of their own; further ones are counted together.
@@ -22,6 +22,7 @@ pub struct FeedMetrics {
     bytes: IntCounterVec,
     packets: IntCounterVec,
     denied_packets: IntCounterVec,
+    cut_flows: IntCounterVec,
     named: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -55,6 +56,11 @@ impl FeedMetrics {
                 "Packets gateways reported as denied",
                 &["gateway"],
             )?,
+            cut_flows: vector(
+                "outputguard_feed_cut_flows_total",
+                "Flows gateways reported as cut, by cause",
+                &["gateway", "cause"],
+            )?,
             named: Arc::default(),
         })
     }
@@ -66,7 +72,7 @@ impl FeedMetrics {
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.snapshots.clone()))?;
         registry.register(Box::new(self.resync_requests.clone()))?;
-        for family in [&self.ends, &self.bytes, &self.packets, &self.denied_packets] {
+        for family in [&self.ends, &self.bytes, &self.packets, &self.denied_packets, &self.cut_flows] {
             registry.register(Box::new(family.clone()))?;
         }
         Ok(())
@@ -98,6 +104,10 @@ impl FeedMetrics {
     pub(super) fn denied(&self, gateway: &str, flows: &[DeniedFlow]) {
         let packets = flows.iter().fold(0_u64, |sum, flow| sum.saturating_add(flow.packets));
         self.denied_packets.with_label_values(&[self.label(gateway)]).inc_by(packets);
+    }
+
+    pub(super) fn cut(&self, gateway: &str, report: &CutReport) {
+        self.cut_flows.with_label_values(&[self.label(gateway), report.cause.word()]).inc_by(report.flows);
     }
 
     fn label<'a>(&self, gateway: &'a str) -> &'a str {

@@ -15,6 +15,7 @@ mod inbound;
 mod metrics;
 mod outbound;
 mod quorum_watch;
+pub mod receipts;
 mod session;
 pub mod sessions;
 mod split;

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use allowlist::feed::{Applied, GoawayReason, Hello};
+use allowlist::feed::{Applied, CutReport, GoawayReason, Hello};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Limits;
 use super::metrics::FeedMetrics;
+use super::receipts::CutReceipts;
 use crate::cluster::GatewayStatus;
 
 /// Most gateway connections on one node, those that have not said hello included.
@@ -24,6 +25,7 @@ struct Shared {
     node: String,
     limits: Limits,
     metrics: FeedMetrics,
+    receipts: CutReceipts,
     places: Arc<Semaphore>,
     table: Mutex<Table>,
     /// Sessions ended so far; moves when one ends.
@@ -72,6 +74,7 @@ impl Sessions {
             node: node.to_owned(),
             limits,
             metrics: FeedMetrics::new()?,
+            receipts: CutReceipts::default(),
             places: Arc::new(Semaphore::new(MAX_SESSIONS)),
             table: Mutex::default(),
             ended: watch::Sender::new(0),
@@ -87,6 +90,11 @@ impl Sessions {
     /// What the feed counts.
     pub fn metrics(&self) -> &FeedMetrics {
         &self.shared.metrics
+    }
+
+    /// What gateways said of flows they cut.
+    pub fn receipts(&self) -> &CutReceipts {
+        &self.shared.receipts
     }
 
     /// How each connected gateway stands, sorted by name.
@@ -207,6 +215,12 @@ impl Reporter {
     /// The gateway said that it does not hold what it should.
     pub(super) fn out_of_sync(&self) {
         self.update(|status| status.in_sync = false);
+    }
+
+    /// Keeps the receipt of flows the gateway cut.
+    pub(super) fn cut(&self, report: CutReport) {
+        self.sessions.metrics().cut(&self.name, &report);
+        self.sessions.receipts().add(&self.name, report);
     }
 
     /// The gateway's name.

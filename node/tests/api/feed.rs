@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use allowlist::feed::{FeedState, SessionStart, ToGateway, ToServer, TrafficDelta};
+use allowlist::feed::{
+    CutCause, CutElement, CutReport, FeedState, SessionStart, ToGateway, ToServer, TrafficDelta,
+};
 use allowlist::{Digest, Element, EntryId, Ports, Revision};
 use raft_store::command::{Command, NameStatus, NewEntry, ResolutionUpdate, Role, SeenAddress};
 use reqwest::Method;
@@ -215,4 +217,38 @@ async fn what_a_gateway_reports_shows_in_status_and_metrics() {
     eventually("traffic is counted", async || server.metric(out).await == 600.0).await;
     drop(gateway);
     eventually("the gateway is gone", async || status().await == Value::Null).await;
+}
+
+#[tokio::test]
+async fn receipts_of_cut_flows_are_listed_newest_first_and_counted() {
+    let server = Server::start().await;
+    let token = server.token("gw", Role::Gateway).await;
+    let mut gateway = Gateway::connect(&server, &token, "gw-1").await;
+    let report = |revision, cause| CutReport {
+        revision,
+        cause,
+        flows: 3,
+        uncounted: 1,
+        bytes_out: 600,
+        bytes_in: 9_000,
+        at_ms: 1_700_000_000_000,
+        took_us: 1_500,
+        elements: vec![CutElement { element: host(1), flows: 3, bytes_out: 600, bytes_in: 9_000 }],
+    };
+    gateway.say(&ToServer::Cut(report(7, CutCause::Revoked))).await;
+    gateway.say(&ToServer::Cut(report(8, CutCause::Drained))).await;
+    let path = "/api/v1/receipts/cuts";
+    eventually("both are listed", async || server.read(path).await.as_array().unwrap().len() == 2).await;
+    let shown = server.read(path).await;
+    assert_eq!((&shown[0]["revision"], &shown[0]["cause"]), (&json!(8), &json!("drained")));
+    let expected = json!({
+        "gateway": "gw-1", "revision": 7, "cause": "revoked", "flows": 3, "uncounted": 1, "bytes_out": 600,
+        "bytes_in": 9000, "at": "2023-11-14T22:13:20Z", "took_us": 1500,
+        "elements": [{"element": "9.9.9.1/32", "flows": 3, "bytes_out": 600, "bytes_in": 9000}],
+    });
+    assert_eq!(shown[1], expected);
+    assert_eq!(server.read(&format!("{path}?since=8")).await.as_array().unwrap().len(), 1);
+    assert_eq!(server.read(&format!("{path}?gateway=gw-2")).await, json!([]));
+    let counted = "outputguard_feed_cut_flows_total{cause=\"revoked\",gateway=\"gw-1\"}";
+    assert_eq!(server.metric(counted).await, 3.0);
 }

@@ -4,57 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::attribute::{Attribute, Attributes};
 use super::numbers::*;
 use crate::firewall::layout::{Member, Scope, Service};
-
-/// One message of an answer.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Answer<'a> {
-    /// End of a dump, or success.
-    Done,
-    /// Positive error code, and the line of the batch it struck.
-    Refused { code: i32, line: Option<u32> },
-    /// Attributes of the ipset subsystem.
-    Data(Attributes<'a>),
-}
-
-/// Parts a datagram into the answers to `sequence`. Messages for others and of other subsystems are left out; a message
-/// that does not fit ends it. The flag says that the dump was interrupted by a change.
-pub(super) fn answers(datagram: &[u8], sequence: u32) -> (Vec<Answer<'_>>, bool) {
-    let mut rest = datagram;
-    let mut answers = Vec::new();
-    let mut interrupted = false;
-    while let Some(header) = rest.first_chunk::<NLMSG_HEADER_BYTES>() {
-        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        let kind = u16::from_ne_bytes([header[4], header[5]]);
-        let flags = u16::from_ne_bytes([header[6], header[7]]);
-        let number = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
-        let Some(payload) = rest.get(NLMSG_HEADER_BYTES..length) else { break };
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        if number != sequence {
-            continue;
-        }
-        interrupted |= flags & libc::NLM_F_DUMP_INTR as u16 != 0;
-        if kind == libc::NLMSG_ERROR as u16 || kind == libc::NLMSG_DONE as u16 {
-            answers.push(verdict(payload));
-        } else if kind >> 8 == SUBSYSTEM {
-            answers.push(Answer::Data(Attributes(payload.get(4..).unwrap_or_default())));
-        }
-    }
-    (answers, interrupted)
-}
-
-/// Reads an error or end message: a code and, in an error that struck a batch, the request with the line filled in.
-fn verdict(payload: &[u8]) -> Answer<'_> {
-    let code = payload.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
-    if code == 0 {
-        return Answer::Done;
-    }
-    let request = payload.get(4 + HEADERS_BYTES..).unwrap_or_default();
-    let line = Attributes(request).find(ATTR_LINENO).and_then(|line| line.as_u32_native());
-    Answer::Refused { code: code.saturating_neg(), line: line.filter(|line| *line != 0) }
-}
+use crate::firewall::netlink::attribute::{Attribute, Attributes};
 
 /// The highest version of an answer to `Request::protocol`.
 pub(super) fn read_protocol(attributes: Attributes<'_>) -> Option<u8> {
@@ -139,6 +91,8 @@ mod tests {
 
     use super::super::request::{Batch, Command};
     use super::*;
+    use crate::firewall::netlink::HEADERS_BYTES;
+    use crate::firewall::netlink::answer::{Answer, answers, verdict};
 
     fn member(prefix: &str, service: Option<(u8, u16)>) -> Member {
         let service = service.map(|(protocol, port)| Service { protocol, port });
@@ -156,14 +110,14 @@ mod tests {
             batch.push(line, member, Some(*counters));
         }
         let bytes = batch.finish(42);
-        let (answers, interrupted) = answers(&bytes, 42);
+        let (answers, interrupted) = answers(&bytes, SUBSYSTEM, 42);
         assert!(!interrupted);
         let [Answer::Data(attributes)] = answers[..] else { panic!("{answers:?}") };
         assert_eq!(read_name(attributes), Some("og4op"));
         let mut read = Vec::new();
         read_members(attributes, Scope::Port, &mut read).unwrap();
         assert_eq!(read, wanted);
-        assert!(super::answers(&bytes, 41).0.is_empty());
+        assert!(super::tests::answers(&bytes, SUBSYSTEM, 41).0.is_empty());
     }
 
     #[test]
@@ -195,7 +149,7 @@ mod tests {
                 bytes[5] = SUBSYSTEM as u8;
                 bytes[8..12].copy_from_slice(&7u32.to_ne_bytes());
             }
-            for answer in answers(&bytes, 7).0 {
+            for answer in answers(&bytes, SUBSYSTEM, 7).0 {
                 if let Answer::Data(attributes) = answer {
                     let mut members = Vec::new();
                     let _ = read_members(attributes, Scope::Port, &mut members);
@@ -213,7 +167,7 @@ mod tests {
             if let Some(byte) = bytes.get_mut(at) {
                 *byte = value;
             }
-            for answer in answers(&bytes, 7).0 {
+            for answer in answers(&bytes, SUBSYSTEM, 7).0 {
                 if let Answer::Data(attributes) = answer {
                     let _ = read_members(attributes, Scope::Port, &mut Vec::new());
                 }

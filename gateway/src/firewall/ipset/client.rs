@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::answer::{Answer, read_header, read_members, read_name, read_protocol, read_revision};
-use super::numbers::{Counters, nfproto};
+use super::answer::{read_header, read_members, read_name, read_protocol, read_revision};
+use super::numbers::{Counters, SUBSYSTEM, nfproto};
 use super::request::{Batch, Command, Listing, Request, TableShape};
-use super::socket::{ExchangeError, Socket, Take};
 use super::{IpsetError, describe};
 use crate::firewall::layout::{Family, Member, Scope};
+use crate::firewall::netlink::answer::Answer;
+use crate::firewall::netlink::attribute::Attributes;
+use crate::firewall::netlink::socket::{ExchangeError, Socket, Take};
 
 /// The newest protocol this client speaks (`IPSET_PROTOCOL`).
 const OUR_PROTOCOL: u8 = 7;
@@ -16,6 +18,8 @@ const OLDEST_PROTOCOL: u8 = 6;
 /// Least buckets of a table. When a bucket grows the kernel copies it, and what the old copy counts before the new one is in
 /// place would be lost (`mtype_add` in `ip_set_hash_gen.h`; read there, not reproduced). Wide tables seldom grow a bucket.
 const MIN_TABLE_WIDTH: u32 = 65_536;
+/// Buckets of a set that is seldom looked at and grows when it must.
+const FORGETFUL_TABLE_WIDTH: u32 = 1_024;
 /// How often a request is sent again when its answers were lost. Every request may run twice.
 const MAX_ATTEMPTS: usize = 5;
 
@@ -54,7 +58,7 @@ pub(in crate::firewall) struct RefusedMember {
 impl Client {
     /// Opens a socket in the thread's network namespace and asks the kernel what it can do.
     pub(in crate::firewall) fn connect() -> Result<Self, IpsetError> {
-        let socket = Socket::open().map_err(|source| IpsetError::Socket {
+        let socket = Socket::open(SUBSYSTEM).map_err(|source| IpsetError::Socket {
             action: "open a netlink socket to netfilter".into(),
             source,
         })?;
@@ -118,11 +122,59 @@ impl Client {
         family: Family,
         capacity: u32,
     ) -> Result<(), IpsetError> {
+        let width = capacity.max(MIN_TABLE_WIDTH);
+        self.create_shaped(name, scope, family, TableShape { width, capacity, lifetime: None })
+    }
+
+    /// Makes a set of a few prefixes, with counters.
+    pub(in crate::firewall) fn create_small(
+        &mut self,
+        name: &str,
+        family: Family,
+        capacity: u32,
+    ) -> Result<(), IpsetError> {
+        self.create_shaped(
+            name,
+            Scope::Prefix,
+            family,
+            TableShape { width: capacity, capacity, lifetime: None },
+        )
+    }
+
+    /// Makes a set whose members leave by themselves after `lifetime_s` seconds.
+    pub(in crate::firewall) fn create_forgetful(
+        &mut self,
+        name: &str,
+        family: Family,
+        capacity: u32,
+        lifetime_s: u32,
+    ) -> Result<(), IpsetError> {
+        let shape = TableShape { width: FORGETFUL_TABLE_WIDTH, capacity, lifetime: Some(lifetime_s) };
+        self.create_shaped(name, Scope::Prefix, family, shape)
+    }
+
+    fn create_shaped(
+        &mut self,
+        name: &str,
+        scope: Scope,
+        family: Family,
+        shape: TableShape,
+    ) -> Result<(), IpsetError> {
         let protocol = self.protocol;
-        let shape = TableShape { width: capacity.max(MIN_TABLE_WIDTH), capacity };
         let revision = self.revisions[scope as usize][family as usize];
         let request = || Request::create(protocol, name, scope, family, revision, shape);
         self.order(&format!("create ipset {name}"), request)
+    }
+
+    /// True when the set holds the address (with its port), by itself or in a prefix. A set that is missing holds
+    /// nothing.
+    pub(in crate::firewall) fn holds(&mut self, name: &str, member: &Member) -> Result<bool, IpsetError> {
+        let protocol = self.protocol;
+        match self.order(&format!("ask ipset {name}"), || Request::test(protocol, name, member)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_missing() || error.says_no() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes a set.
@@ -241,7 +293,7 @@ impl Client {
         &mut self,
         action: &str,
         request: impl Fn() -> Request,
-        read: impl Fn(super::attribute::Attributes<'_>) -> Option<T>,
+        read: impl Fn(Attributes<'_>) -> Option<T>,
     ) -> Result<T, IpsetError> {
         let mut found = None;
         self.run(action, request, &mut found, |found, answer| {
@@ -256,7 +308,7 @@ impl Client {
         action: &str,
         request: impl Fn() -> Request,
         into: &mut T,
-        read: impl FnMut(&mut T, super::attribute::Attributes<'_>) -> Result<(), &'static str>,
+        read: impl FnMut(&mut T, Attributes<'_>) -> Result<(), &'static str>,
     ) -> Result<(), IpsetError> {
         match self.exchange(action, |sequence| request().finish(sequence), into, read)? {
             None => Ok(()),
@@ -270,7 +322,7 @@ impl Client {
         action: &str,
         mut seal: impl FnMut(u32) -> Vec<u8>,
         into: &mut T,
-        mut read: impl FnMut(&mut T, super::attribute::Attributes<'_>) -> Result<(), &'static str>,
+        mut read: impl FnMut(&mut T, Attributes<'_>) -> Result<(), &'static str>,
     ) -> Result<Option<Struck>, IpsetError> {
         let mut attempt = 1;
         loop {

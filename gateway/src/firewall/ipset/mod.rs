@@ -1,16 +1,13 @@
 //! A small client for the kernel's ipset subsystem over netlink: what programs take a fork and milliseconds for is a
 //! message and microseconds here.
 //!
-//! [`attribute`] writes and reads netlink attributes, [`request`] and [`answer`] are made of them by [`numbers`],
-//! [`socket`] carries them, [`client`] is what drivers call. Source of all formats: `linux/netfilter/ipset/ip_set.h` and
+//! [`request`] and [`answer`] are made of attributes by [`numbers`], [`client`] is what drivers call. Source of all formats: `linux/netfilter/ipset/ip_set.h` and
 //! `net/netfilter/ipset/ip_set_core.c`.
 
 mod answer;
-mod attribute;
 mod client;
 mod numbers;
 mod request;
-mod socket;
 
 pub(super) use client::Client;
 pub(super) use numbers::Counters;
@@ -48,6 +45,8 @@ pub(super) enum IpsetError {
 const ERR_FIND_TYPE: i32 = 4098;
 /// `IPSET_ERR_BUSY`: a rule still refers to the set.
 const ERR_BUSY: i32 = 4100;
+/// `IPSET_ERR_EXIST`: to a question, that the set does not hold it.
+const ERR_EXIST: i32 = 4103;
 /// `IPSET_ERR_HASH_FULL`, a type-specific code of the hash types.
 const ERR_HASH_FULL: i32 = 4352;
 
@@ -69,6 +68,11 @@ impl IpsetError {
         self.code() == Some(ERR_BUSY)
     }
 
+    /// The answer to a question is no.
+    pub(super) fn says_no(&self) -> bool {
+        self.code() == Some(ERR_EXIST)
+    }
+
     /// The kernel knows neither ipset nor the type.
     pub(super) fn is_unsupported(&self) -> bool {
         matches!(self.code(), Some(ERR_FIND_TYPE | libc::EOPNOTSUPP | libc::EINVAL))
@@ -86,7 +90,7 @@ pub(super) fn describe(code: i32) -> String {
         ERR_BUSY => "the set is in use by a rule",
         4101 => "a set of that second name exists",
         4102 => "the two sets differ in type",
-        4103 => "the element exists",
+        ERR_EXIST => "the element exists",
         4104 => "the prefix length is invalid",
         4106 => "the address family is invalid",
         4108 => "the set is referenced",

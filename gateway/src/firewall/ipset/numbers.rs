@@ -4,9 +4,6 @@ use crate::firewall::layout::Family;
 
 /// `NFNL_SUBSYS_IPSET`.
 pub(super) const SUBSYSTEM: u16 = 6;
-/// `nlmsghdr` and `nfgenmsg`.
-pub(super) const HEADERS_BYTES: usize = NLMSG_HEADER_BYTES + 4;
-pub(super) const NLMSG_HEADER_BYTES: usize = 16;
 
 // `IPSET_ATTR_*` at command level.
 pub(super) const ATTR_PROTOCOL: u16 = 1;
@@ -23,6 +20,7 @@ pub(super) const ATTR_LINENO: u16 = 9;
 pub(super) const DATA_IP: u16 = 1;
 pub(super) const DATA_CIDR: u16 = 3;
 pub(super) const DATA_PORT: u16 = 4;
+pub(super) const DATA_TIMEOUT: u16 = 6;
 pub(super) const DATA_PROTO: u16 = 7;
 pub(super) const DATA_CADT_FLAGS: u16 = 8;
 pub(super) const DATA_LINENO: u16 = 9;

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::attribute::{Nest, Writer};
 use super::numbers::*;
 use crate::firewall::layout::{Family, Member, Scope, Service};
+use crate::firewall::netlink::attribute::{Nest, Writer};
+use crate::firewall::netlink::{begin, seal};
 
 /// Nests carry their length in 16 bits, hence a batch of elements ends below 64 KiB.
 const MAX_BATCH_BYTES: usize = 65_000;
@@ -21,6 +22,7 @@ pub(super) enum Command {
     List = 7,
     Add = 9,
     Delete = 10,
+    Test = 11,
     Type = 13,
 }
 
@@ -39,6 +41,8 @@ pub(super) struct TableShape {
     pub(super) width: u32,
     /// Members.
     pub(super) capacity: u32,
+    /// How long a member stays, seconds; `None` for ever.
+    pub(super) lifetime: Option<u32>,
 }
 
 /// A request in the making; [`Self::finish`] seals it.
@@ -48,14 +52,7 @@ pub(super) struct Request {
 
 impl Request {
     fn new(command: Command, flags: i32, family: u8, protocol: u8) -> Self {
-        let mut buffer = Vec::with_capacity(256);
-        let kind = (SUBSYSTEM << 8) | command as u16;
-        let flags = (flags | libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-        buffer.extend_from_slice(&[0; 4]);
-        buffer.extend_from_slice(&kind.to_ne_bytes());
-        buffer.extend_from_slice(&flags.to_ne_bytes());
-        buffer.extend_from_slice(&[0; 8]);
-        buffer.extend_from_slice(&[family, 0, 0, 0]);
+        let buffer = begin(SUBSYSTEM, command as u16, flags | libc::NLM_F_ACK, family);
         let mut request = Self { buffer };
         request.writer().u8(ATTR_PROTOCOL, protocol);
         request
@@ -66,11 +63,8 @@ impl Request {
     }
 
     /// The bytes to send, numbered `sequence`.
-    pub(super) fn finish(mut self, sequence: u32) -> Vec<u8> {
-        let length = u32::try_from(self.buffer.len()).unwrap_or(u32::MAX);
-        self.buffer[0..4].copy_from_slice(&length.to_ne_bytes());
-        self.buffer[8..12].copy_from_slice(&sequence.to_ne_bytes());
-        self.buffer
+    pub(super) fn finish(self, sequence: u32) -> Vec<u8> {
+        seal(self.buffer, sequence)
     }
 
     /// Which protocol versions does the kernel speak?
@@ -105,6 +99,9 @@ impl Request {
         let data = writer.open(ATTR_DATA);
         writer.network(DATA_HASHSIZE, &shape.width.to_be_bytes());
         writer.network(DATA_MAXELEM, &shape.capacity.to_be_bytes());
+        if let Some(lifetime) = shape.lifetime {
+            writer.network(DATA_TIMEOUT, &lifetime.to_be_bytes());
+        }
         writer.network(DATA_CADT_FLAGS, &WITH_COUNTERS.to_be_bytes());
         writer.close(data);
         request
@@ -121,6 +118,17 @@ impl Request {
         let mut request = Self::new(Command::Swap, 0, libc::AF_INET as u8, protocol);
         request.writer().text(ATTR_SETNAME, first);
         request.writer().text(ATTR_SETNAME2, second);
+        request
+    }
+
+    /// Is an address (with its port) in a set, by itself or in a prefix?
+    pub(super) fn test(protocol: u8, name: &str, member: &Member) -> Self {
+        let mut request = Self::new(Command::Test, 0, libc::AF_INET as u8, protocol);
+        let mut writer = request.writer();
+        writer.text(ATTR_SETNAME, name);
+        let data = writer.open(ATTR_DATA);
+        write_member(&mut writer, member);
+        writer.close(data);
         request
     }
 
@@ -166,17 +174,7 @@ impl Batch {
     pub(super) fn push(&mut self, line: u32, member: &Member, counters: Option<Counters>) {
         let mut writer = self.request.writer();
         let data = writer.open(ATTR_DATA);
-        let ip = writer.open(DATA_IP);
-        match member.prefix.addr() {
-            IpAddr::V4(address) => writer.network(IPADDR_IPV4, &address.octets()),
-            IpAddr::V6(address) => writer.network(IPADDR_IPV6, &address.octets()),
-        }
-        writer.close(ip);
-        writer.u8(DATA_CIDR, member.prefix.prefix_len());
-        if let Some(Service { protocol, port }) = member.service {
-            writer.network(DATA_PORT, &port.to_be_bytes());
-            writer.u8(DATA_PROTO, protocol);
-        }
+        write_member(&mut writer, member);
         if let Some(Counters { packets, bytes }) = counters {
             writer.network(DATA_PACKETS, &packets.to_be_bytes());
             writer.network(DATA_BYTES, &bytes.to_be_bytes());
@@ -188,5 +186,19 @@ impl Batch {
     pub(super) fn finish(mut self, sequence: u32) -> Vec<u8> {
         self.request.writer().close(self.nest);
         self.request.finish(sequence)
+    }
+}
+
+fn write_member(writer: &mut Writer<'_>, member: &Member) {
+    let ip = writer.open(DATA_IP);
+    match member.prefix.addr() {
+        IpAddr::V4(address) => writer.network(IPADDR_IPV4, &address.octets()),
+        IpAddr::V6(address) => writer.network(IPADDR_IPV6, &address.octets()),
+    }
+    writer.close(ip);
+    writer.u8(DATA_CIDR, member.prefix.prefix_len());
+    if let Some(Service { protocol, port }) = member.service {
+        writer.network(DATA_PORT, &port.to_be_bytes());
+        writer.u8(DATA_PROTO, protocol);
     }
 }

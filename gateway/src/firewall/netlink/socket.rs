@@ -19,7 +19,7 @@ const ANSWER_TIMEOUT_S: i64 = 10;
 
 /// Why an exchange failed.
 #[derive(Debug)]
-pub(super) enum ExchangeError {
+pub(in crate::firewall) enum ExchangeError {
     /// The socket failed.
     Socket(io::Error),
     /// Answers were lost or changed underneath: ask again.
@@ -27,15 +27,16 @@ pub(super) enum ExchangeError {
 }
 
 /// The socket; it belongs to the network namespace of the thread that opened it.
-pub(super) struct Socket {
+pub(in crate::firewall) struct Socket {
     socket: NetlinkSocket,
     kernel: SocketAddr,
+    subsystem: u16,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
 impl Socket {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(in crate::firewall) fn open(subsystem: u16) -> io::Result<Self> {
         let mut socket = NetlinkSocket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         // Without this an acknowledgement of an error carries the whole request back.
@@ -48,6 +49,7 @@ impl Socket {
         Ok(Self {
             socket,
             kernel: SocketAddr::new(0, 0),
+            subsystem,
             sequence: 0,
             buffer: Vec::with_capacity(RECEIVE_BUFFER_BYTES),
         })
@@ -55,7 +57,7 @@ impl Socket {
 
     /// Sends what `seal` makes of the next sequence number and hands each answer to `take`, which says when it
     /// has had the last.
-    pub(super) fn exchange(
+    pub(in crate::firewall) fn exchange(
         &mut self,
         seal: impl FnOnce(u32) -> Vec<u8>,
         mut take: impl FnMut(Answer<'_>) -> Take,
@@ -81,7 +83,7 @@ impl Socket {
             if sender.port_number() != 0 {
                 continue;
             }
-            let (messages, changed) = answers(&self.buffer, sequence);
+            let (messages, changed) = answers(&self.buffer, self.subsystem, sequence);
             interrupted |= changed;
             for message in messages {
                 if take(message) == Take::Last {
@@ -98,7 +100,7 @@ impl Socket {
 
 /// Whether an answer was the last of its exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Take {
+pub(in crate::firewall) enum Take {
     More,
     Last,
 }

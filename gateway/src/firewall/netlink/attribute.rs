@@ -8,14 +8,14 @@ const NESTED: u16 = 1 << 15;
 const NET_BYTE_ORDER: u16 = 1 << 14;
 
 /// Writes attributes to the end of a buffer.
-pub(super) struct Writer<'a>(pub(super) &'a mut Vec<u8>);
+pub(in crate::firewall) struct Writer<'a>(pub(in crate::firewall) &'a mut Vec<u8>);
 
 /// Where an open nest began.
 #[must_use]
-pub(super) struct Nest(usize);
+pub(in crate::firewall) struct Nest(usize);
 
 impl Writer<'_> {
-    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
+    pub(in crate::firewall) fn bytes(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(HEADER_BYTES + value.len()).unwrap_or(u16::MAX);
         debug_assert_eq!(usize::from(length), HEADER_BYTES + value.len());
         self.0.extend_from_slice(&length.to_ne_bytes());
@@ -25,33 +25,33 @@ impl Writer<'_> {
     }
 
     /// A string with its NUL.
-    pub(super) fn text(&mut self, kind: u16, value: &str) {
+    pub(in crate::firewall) fn text(&mut self, kind: u16, value: &str) {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes);
     }
 
-    pub(super) fn u8(&mut self, kind: u16, value: u8) {
+    pub(in crate::firewall) fn u8(&mut self, kind: u16, value: u8) {
         self.bytes(kind, &[value]);
     }
 
     /// The one integer ipset takes in the machine's order: a line number.
-    pub(super) fn u32_native(&mut self, kind: u16, value: u32) {
+    pub(in crate::firewall) fn u32_native(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_ne_bytes());
     }
 
     /// Big-endian bytes, flagged as such; ipset refuses integers without the flag.
-    pub(super) fn network(&mut self, kind: u16, value: &[u8]) {
+    pub(in crate::firewall) fn network(&mut self, kind: u16, value: &[u8]) {
         self.bytes(kind | NET_BYTE_ORDER, value);
     }
 
-    pub(super) fn open(&mut self, kind: u16) -> Nest {
+    pub(in crate::firewall) fn open(&mut self, kind: u16) -> Nest {
         let nest = Nest(self.0.len());
         self.bytes(kind | NESTED, &[]);
         nest
     }
 
-    pub(super) fn close(&mut self, Nest(at): Nest) {
+    pub(in crate::firewall) fn close(&mut self, Nest(at): Nest) {
         let length = u16::try_from(self.0.len() - at).unwrap_or(u16::MAX);
         debug_assert_eq!(usize::from(length), self.0.len() - at);
         if let Some(field) = self.0.get_mut(at..at + 2) {
@@ -62,38 +62,38 @@ impl Writer<'_> {
 
 /// One attribute as read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Attribute<'a> {
+pub(in crate::firewall) struct Attribute<'a> {
     /// Without the flag bits.
-    pub(super) kind: u16,
-    pub(super) value: &'a [u8],
+    pub(in crate::firewall) kind: u16,
+    pub(in crate::firewall) value: &'a [u8],
 }
 
 impl<'a> Attribute<'a> {
-    pub(super) fn nested(&self) -> Attributes<'a> {
+    pub(in crate::firewall) fn nested(&self) -> Attributes<'a> {
         Attributes(self.value)
     }
 
-    pub(super) fn as_u8(&self) -> Option<u8> {
+    pub(in crate::firewall) fn as_u8(&self) -> Option<u8> {
         self.value.first().copied()
     }
 
-    pub(super) fn as_u16_network(&self) -> Option<u16> {
+    pub(in crate::firewall) fn as_u16_network(&self) -> Option<u16> {
         self.value.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
     }
 
-    pub(super) fn as_u32_network(&self) -> Option<u32> {
+    pub(in crate::firewall) fn as_u32_network(&self) -> Option<u32> {
         self.value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
     }
 
-    pub(super) fn as_u32_native(&self) -> Option<u32> {
+    pub(in crate::firewall) fn as_u32_native(&self) -> Option<u32> {
         self.value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
     }
 
-    pub(super) fn as_u64_network(&self) -> Option<u64> {
+    pub(in crate::firewall) fn as_u64_network(&self) -> Option<u64> {
         self.value.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
     }
 
-    pub(super) fn as_text(&self) -> Option<&'a str> {
+    pub(in crate::firewall) fn as_text(&self) -> Option<&'a str> {
         let text = self.value.split(|byte| *byte == 0).next()?;
         std::str::from_utf8(text).ok()
     }
@@ -101,10 +101,10 @@ impl<'a> Attribute<'a> {
 
 /// Reads attributes one by one; stops at the first that does not fit into what is left.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+pub(in crate::firewall) struct Attributes<'a>(pub(in crate::firewall) &'a [u8]);
 
 impl<'a> Attributes<'a> {
-    pub(super) fn find(mut self, kind: u16) -> Option<Attribute<'a>> {
+    pub(in crate::firewall) fn find(mut self, kind: u16) -> Option<Attribute<'a>> {
         Iterator::find(&mut self, |attribute| attribute.kind == kind)
     }
 }

@@ -1,0 +1,12 @@
+//! The kernel's table of flows over netlink: what is in it, and taking flows out of it.
+//!
+//! [`flow`] reads one flow, [`table`] asks for them and deletes them. Source of all formats:
+//! `linux/netfilter/nfnetlink_conntrack.h` and `net/netfilter/nf_conntrack_netlink.c`.
+
+mod accounting;
+mod flow;
+mod table;
+
+pub(super) use accounting::switch_on_accounting;
+pub(super) use flow::Flow;
+pub(super) use table::{FlowTable, Scan};
