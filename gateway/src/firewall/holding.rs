@@ -113,9 +113,9 @@ impl Holding {
         let retiring = || retired.difference(&revoked).filter(|element| self.held.contains(element)).copied();
         if !self.settled {
             let (removed, draining) =
-                (revoked.union(&retired).copied().collect::<Vec<_>>(), retiring().collect());
+                (revoked.union(&retired).copied().collect::<Vec<_>>(), retiring().collect::<Vec<_>>());
             let wanted = self.guess_after(admitted, &removed);
-            let begun = self.begin_draining(draining);
+            let begun = self.begin_draining(&draining);
             return self.hold(wanted, refused).and_then(|outcome| all_done(begun).map(|()| outcome));
         }
         let step = Step {
@@ -165,7 +165,7 @@ impl Holding {
             outcome.removed += usize::from(self.held.remove(element));
             self.closed.push(*element);
         }
-        failures.extend(self.begin_draining(retired.clone()));
+        failures.extend(self.begin_draining(retired));
         for at in 0..PAIRS.len() {
             first_part(
                 &mut self.pairs[at],
@@ -248,10 +248,10 @@ impl Holding {
     }
 
     /// Lets flows of `elements` go on before the elements go. One that finds no room is closed.
-    fn begin_draining(&mut self, elements: Vec<Element>) -> Vec<IpsetError> {
+    fn begin_draining(&mut self, elements: &[Element]) -> Vec<IpsetError> {
         let mut failures = Vec::new();
         let now = Instant::now();
-        let new = parts(&elements, |element| !self.book.contains(element));
+        let new = parts(elements, |element| !self.book.contains(element));
         for (at, elements) in new.iter().enumerate() {
             let pair = &mut self.drains[at];
             let put = pair
