@@ -67,7 +67,7 @@ impl Gateway {
         let config = write(
             run.directory().join(format!("{name}.yaml")),
             &format!(
-                "name: {name}\nservers: [{}]\ntoken_file: {}\nca_file: {}\nstate_dir: {}\nmetrics: \"[::]:{METRICS_PORT}\"\nfirewall: kernel\n",
+                "name: {name}\nservers: [{}]\ntoken_file: {}\nca_file: {}\nstate_dir: {}\nmetrics: \"[::]:{METRICS_PORT}\"\nfirewall: kernel\ndeny: drop\n",
                 servers.join(", "),
                 token.display(),
                 SharedFiles::of(run).ca().display(),
