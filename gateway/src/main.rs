@@ -11,6 +11,7 @@ use gateway::firewall::{
     close_forwarding,
 };
 use gateway::run::{Parts, run};
+use gateway::single::{OnlyGateway, OnlyGatewayError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -41,9 +42,12 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
     if flags.cleanup {
         let (kind, internal_cidrs) = Config::load_for_cleanup(flags)?;
         let options = KernelOptions { internal_cidrs, ..KernelOptions::default() };
+        // A gateway that runs would take what is removed for somebody's mistake, and repair it.
+        let _only = only_gateway(kind)?;
         return driver(kind, options)?.cleanup().context("clean up");
     }
     let config = Config::load(flags)?;
+    let _only = only_gateway(config.firewall)?;
     close(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -58,6 +62,11 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
         let parts = Parts { firewall, listener, timings: Timings::default() };
         Box::pin(run(config, parts, stop_signal()?)).await
     })
+}
+
+/// A dry run may go on beside a gateway.
+fn only_gateway(kind: FirewallKind) -> Result<Option<OnlyGateway>, OnlyGatewayError> {
+    (kind == FirewallKind::Kernel).then(OnlyGateway::become_it).transpose()
 }
 
 /// The first touch of the kernel: whatever fails from here on, nothing passes that did not pass before.

@@ -149,24 +149,35 @@ fn a_plain_text_server_is_refused() {
 }
 
 #[test]
-fn a_second_gateway_on_the_machine_refuses_to_start_and_the_first_ends_on_sigterm() {
+fn a_second_gateway_and_a_clean_up_refuse_while_the_first_runs_and_it_ends_on_sigterm() {
     let fixture = Fixture::new();
     leave_the_machine();
     let mut first = on_the_kernel(&fixture.cluster, fixture.state.path());
     let mut first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let started = Instant::now();
-    let said = loop {
+    while !fixture.state.path().join("state.log.1").exists() {
         // Until the first has its lock, the second would be the first.
-        if fixture.state.path().join("state.log.1").exists() {
-            break refused(on_the_kernel(&fixture.cluster, fixture.state.path()));
-        }
         assert!(started.elapsed() < DEADLINE && first.try_wait().unwrap().is_none(), "the first must run");
         std::thread::sleep(Duration::from_millis(10));
+    }
+    // Its state directory is its own, the machine is not.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let said = refused(on_the_kernel(&fixture.cluster, elsewhere.path()));
+    assert!(said.contains("another gateway process is running in this network namespace"), "{said}");
+    let clean_up = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
+        command.arg("--cleanup").stderr(Stdio::piped()).stdout(Stdio::null());
+        command
     };
-    assert!(said.contains("another gateway process is running"), "{said}");
+    assert!(refused(clean_up()).contains("another gateway process is running"));
+    let rules = || String::from_utf8(Command::new("iptables").arg("-S").output().unwrap().stdout).unwrap();
+    assert!(rules().contains("OG-FORWARD"));
+
     let pid = nix::unistd::Pid::from_raw(i32::try_from(first.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(ended(first).status.success());
+    assert!(ended(clean_up().spawn().unwrap()).status.success());
+    assert!(!rules().contains("OG-FORWARD"));
 }
 
 #[test]

@@ -20,12 +20,14 @@ const OLDEST_PROTOCOL: u8 = 6;
 const MIN_TABLE_WIDTH: u32 = 65_536;
 /// Buckets of a set that is seldom looked at and grows when it must.
 const FORGETFUL_TABLE_WIDTH: u32 = 1_024;
-/// How often a request is sent again when its answers were lost. Every request may run twice.
+/// How often a request is sent when its answers are lost. Every request but a swap may run twice.
 const MAX_ATTEMPTS: usize = 5;
 
 /// A connection to the sets of one network namespace.
 pub(in crate::firewall) struct Client {
     socket: Socket,
+    /// How often a request is sent when its answers are lost.
+    attempts: usize,
     protocol: u8,
     revisions: [[u8; 2]; 2],
 }
@@ -62,7 +64,8 @@ impl Client {
             action: "open a netlink socket to netfilter".into(),
             source,
         })?;
-        let mut client = Self { socket, protocol: OUR_PROTOCOL, revisions: [[0; 2]; 2] };
+        let mut client =
+            Self { socket, attempts: MAX_ATTEMPTS, protocol: OUR_PROTOCOL, revisions: [[0; 2]; 2] };
         let spoken =
             client.ask("ask for the ipset protocol", || Request::protocol(OUR_PROTOCOL), read_protocol)?;
         client.protocol = spoken.clamp(OLDEST_PROTOCOL, OUR_PROTOCOL);
@@ -183,10 +186,23 @@ impl Client {
         self.order(&format!("destroy ipset {name}"), || Request::destroy(protocol, name))
     }
 
-    /// Exchanges two sets under the rules that refer to them.
+    /// Exchanges two sets under the rules that refer to them. When the answer is lost it is read which of them is where:
+    /// sent again, it would undo itself.
     pub(in crate::firewall) fn swap(&mut self, first: &str, second: &str) -> Result<(), IpsetError> {
         let protocol = self.protocol;
-        self.order(&format!("swap ipsets {first} and {second}"), || Request::swap(protocol, first, second))
+        let action = format!("swap ipsets {first} and {second}");
+        let (before, other) = (self.header(first)?, self.header(second)?);
+        let seal = |sequence| Request::swap(protocol, first, second).finish(sequence);
+        self.attempts = 1;
+        let swapped = self.exchange(&action, seal, &mut (), |(), _| Ok(()));
+        self.attempts = MAX_ATTEMPTS;
+        match swapped {
+            Ok(None) => Ok(()),
+            Ok(Some(Struck { code, .. })) => Err(IpsetError::Kernel { action, code }),
+            // Equal ones cannot be told apart.
+            Err(IpsetError::Socket { .. }) if before != other && self.header(first)? == other => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Every member with its counters.
@@ -347,7 +363,7 @@ impl Client {
                     return Err(IpsetError::Malformed { action: action.to_owned(), reason });
                 }
                 (Ok(()), None) => return Ok(struck),
-                (Err(ExchangeError::Lost(_)), _) if attempt < MAX_ATTEMPTS => attempt += 1,
+                (Err(ExchangeError::Lost(_)), _) if attempt < self.attempts => attempt += 1,
                 (Err(ExchangeError::Lost(source) | ExchangeError::Socket(source)), _) => {
                     return Err(IpsetError::Socket { action: action.to_owned(), source });
                 }
@@ -428,6 +444,20 @@ mod tests {
         assert_eq!(client.delete("two", &members).unwrap(), []);
         assert_eq!(client.delete("two", &members[..3]).unwrap(), []);
         assert_eq!(client.dump("two", Scope::Port).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_swap_whose_answer_was_lost_is_not_made_twice() {
+        let mut client = client();
+        client.create("small", Scope::Prefix, Family::V4, 64).unwrap();
+        client.create("big", Scope::Prefix, Family::V4, 128).unwrap();
+        client.socket.lose_answer_after(2);
+        client.swap("small", "big").unwrap();
+        assert_eq!(client.header("small").unwrap().unwrap().capacity, 128);
+        // Where nobody can tell, nobody is told that it was done.
+        client.create("other", Scope::Prefix, Family::V4, 128).unwrap();
+        client.socket.lose_answer_after(2);
+        client.swap("small", "other").unwrap_err();
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub(in crate::firewall) struct Socket {
     subsystem: u16,
     sequence: u32,
     buffer: Vec<u8>,
+    /// Exchanges until one whose answer is lost.
+    #[cfg(test)]
+    loses: Option<u32>,
 }
 
 impl Socket {
@@ -52,7 +55,22 @@ impl Socket {
             subsystem,
             sequence: 0,
             buffer: Vec::with_capacity(RECEIVE_BUFFER_BYTES),
+            #[cfg(test)]
+            loses: None,
         })
+    }
+
+    /// Loses the answer to the exchange after `count` more, which the kernel has carried out by then.
+    #[cfg(test)]
+    pub(in crate::firewall) fn lose_answer_after(&mut self, count: u32) {
+        self.loses = Some(count);
+    }
+
+    #[cfg(test)]
+    fn is_lost(&mut self) -> bool {
+        let left = self.loses.take();
+        self.loses = left.and_then(|left| left.checked_sub(1));
+        left == Some(0)
     }
 
     /// Sends what `seal` makes of the next sequence number and hands each answer to `take`, which says when it
@@ -67,6 +85,10 @@ impl Socket {
         let request = seal(sequence);
         retry_interrupted(|| self.socket.send_to(&request, &self.kernel, 0))
             .map_err(ExchangeError::Socket)?;
+        #[cfg(test)]
+        if self.is_lost() {
+            return Err(ExchangeError::Lost(io::Error::from_raw_os_error(libc::ENOBUFS)));
+        }
         let mut interrupted = false;
         loop {
             self.buffer.clear();
