@@ -32,6 +32,7 @@ pub fn check_host() -> Result<(), FirewallError> {
             missing.push(format!("the program {program} is missing; install the package iptables"));
         }
     }
+    missing.extend(missing_tables());
     if let Err(error) = Client::connect() {
         missing.push(format!(
             "{error}; install a kernel with ipset and run `modprobe -a ip_set_hash_net ip_set_hash_netport xt_set`"
@@ -46,6 +47,41 @@ pub fn check_host() -> Result<(), FirewallError> {
         missing.push(format!("forwarding is off; run `sysctl -w {key}=1` and keep it in /etc/sysctl.d/"));
     }
     if missing.is_empty() { Ok(()) } else { Err(FirewallError::Missing(missing.join("; "))) }
+}
+
+/// Tables that a program of iptables is there for and the kernel is not.
+fn missing_tables() -> Option<String> {
+    let ask = |program: &str, arguments: &[&str]| Command::new(program).args(arguments).output().ok();
+    for program in ["iptables", "ip6tables"] {
+        for table in ["filter", "nat"] {
+            let Some(listed) = ask(program, &["-w", "-t", table, "-S"]) else { continue };
+            let complaint = String::from_utf8_lossy(&listed.stderr);
+            if listed.status.success() || !complaint.contains("do you need to insmod") {
+                continue;
+            }
+            let version = ask(program, &["--version"]).map(|output| output.stdout).unwrap_or_default();
+            return Some(table_remedy(program, table, String::from_utf8_lossy(&version).contains("legacy")));
+        }
+    }
+    None
+}
+
+fn table_remedy(program: &str, table: &str, is_legacy: bool) -> String {
+    let family = program.trim_end_matches("tables");
+    if is_legacy {
+        format!(
+            "{program} is the legacy backend, and the kernel has no legacy table {table}; run `modprobe -a \
+             {program_module} {family}table_filter {family}table_nat`, or `update-alternatives --set {program} \
+             /usr/sbin/{program}-nft` to change to the nft backend",
+            program_module = program.replace("tables", "_tables"),
+        )
+    } else {
+        format!(
+            "{program} is the nft backend, and the kernel gives it no table {table}; run `modprobe -a nf_tables \
+             nft_compat nft_chain_nat`, or `update-alternatives --set {program} /usr/sbin/{program}-legacy` to change \
+             to the legacy backend"
+        )
+    }
 }
 
 /// The switches below `settings` that should be on. A kernel without IPv6 has none for it, and forwards none of it.
@@ -81,6 +117,15 @@ mod tests {
         let status = "Name:\tx\nCapInh:\t0000000000000000\nCapEff:\t0000000000001000\n";
         assert_eq!(effective_capabilities(status), Some(1 << CAP_NET_ADMIN));
         assert_eq!(effective_capabilities("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn a_backend_without_its_tables_is_told_the_command() {
+        let legacy = table_remedy("ip6tables", "nat", true);
+        assert!(legacy.contains("no legacy table nat"), "{legacy}");
+        assert!(legacy.contains("`modprobe -a ip6_tables ip6table_filter ip6table_nat`"), "{legacy}");
+        let nft = table_remedy("iptables", "filter", false);
+        assert!(nft.contains("`update-alternatives --set iptables /usr/sbin/iptables-legacy`"), "{nft}");
     }
 
     #[test]

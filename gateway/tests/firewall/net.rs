@@ -80,6 +80,7 @@ pub(crate) struct Net {
 impl Net {
     /// Builds it and moves the calling thread into the gateway.
     pub(crate) fn new() -> Self {
+        crate::choose_backend();
         let net =
             Self { client: Namespace::new("c"), gateway: Namespace::new("g"), internet: Namespace::new("i") };
         for namespace in [&net.client, &net.gateway, &net.internet] {
