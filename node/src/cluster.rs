@@ -1,8 +1,10 @@
 //! What the rest of the server sees of replication: propose, read, follow.
 
 mod alone;
+mod features;
 mod heirs;
 mod leaving;
+mod member_events;
 mod members;
 mod recovery;
 mod room;
@@ -12,12 +14,13 @@ mod stop;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use allowlist::{Digest, Revision};
 use raft_store::command::{BatchReply, Operation};
+use raft_store::features::TooNew;
 use raft_store::types::NodeId;
-use raft_store::{NodeInfo, Snapshots, Space, StateReader};
+use raft_store::{FeatureLevel, NodeInfo, Snapshots, Space, StateReader};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -37,8 +40,10 @@ use crate::raft::{Raft, bootstrap};
 
 pub use crate::raft::change::{ChangeRefusal, MemberChange, MemberChanged, RefusalKind};
 pub use crate::raft::settings::Tuning;
+pub use features::{FeatureStanding, InactiveFeature};
 pub(crate) use heirs::{Heir, heirs};
 pub(crate) use leaving::Leaving;
+pub(crate) use member_events::event as member_event;
 pub use members::ChangeError;
 pub use recovery::{Recovered, RecoveryError, RecoveryPlan, VoterStanding};
 pub use start::{ClusterSettings, Join};
@@ -62,6 +67,9 @@ pub enum WriteError {
     /// There is no room on the leader's disk for what makes the state larger. Nothing was written.
     #[error("the leader takes no writes that make the state larger: {0}")]
     NoRoom(String),
+    /// Not all nodes run a release that knows this. Nothing was written.
+    #[error(transparent)]
+    FeatureNotActive(InactiveFeature),
 }
 
 /// A linearizable read could not be confirmed in time.
@@ -191,6 +199,10 @@ struct Inner {
     superseded: Vec<Uuid>,
     /// Asks whoever runs this node to stop it and to open it again.
     restart: CancellationToken,
+    /// The highest feature level this node applies, and says so.
+    features: FeatureLevel,
+    /// Set once the leader sent what is above it.
+    too_new: OnceLock<TooNew>,
 }
 
 impl Cluster {
@@ -348,7 +360,11 @@ impl Cluster {
         if from == self.id()
             && !matches!(
                 request,
-                Request::Probe { .. } | Request::Identify | Request::Process | Request::Status
+                Request::Probe { .. }
+                    | Request::Identify
+                    | Request::Process
+                    | Request::Status
+                    | Request::Features
             )
         {
             return Err(Refusal::SameId(from));

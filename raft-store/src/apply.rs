@@ -177,6 +177,18 @@ impl Step<'_> {
             Command::Once(_) => Reply::Unchanged,
             Command::AddEntries(entries) => self.add_entries(origin, entries),
             Command::Restore(parts) => self.restore(origin, parts),
+            Command::RaiseFeatures(level) => {
+                if *level <= self.state.features {
+                    return Reply::Unchanged;
+                }
+                self.state.features = *level;
+                self.tell(origin, EventKind::FeaturesRaised(*level));
+                Reply::Done
+            }
+            Command::RecordMember(event) => {
+                self.tell(origin, EventKind::Member(event.clone()));
+                Reply::Done
+            }
         }
     }
 

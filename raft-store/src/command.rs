@@ -11,7 +11,9 @@ use allowlist::{DomainName, Entry, EntryId, Ports, Target};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::features::FeatureLevel;
 use crate::state::Resolution;
+use crate::types::{NodeId, NodeInfo};
 
 /// Most operations in one log entry; a command that holds others counts as many ([`Operation::weight`]).
 pub const MAX_OPERATIONS_PER_BATCH: usize = 1_000;
@@ -88,6 +90,37 @@ pub enum Command {
     AddEntries(Vec<NewEntry>),
     /// Puts parts of a backup in place, with the ids and times they had.
     Restore(Vec<RestorePart>),
+    /// Agrees on a feature level: what follows may need it. A lower one changes nothing.
+    RaiseFeatures(FeatureLevel),
+    /// Puts a change of the membership into the audit log. The membership itself is in raft's own log entries, which say
+    /// nothing of who asked for them.
+    RecordMember(MemberEvent),
+}
+
+/// What became of a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberEvent {
+    /// What.
+    pub action: MemberAction,
+    /// Whose id.
+    pub id: NodeId,
+    /// Whose name and address.
+    pub node: NodeInfo,
+}
+
+/// Kinds of [`MemberEvent`]. Append-only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberAction {
+    /// It is about to be made a member. Written before anything is done, so that whoever asked is known whatever happens.
+    Adding,
+    /// It is a voter.
+    Added,
+    /// It is about to be taken out.
+    Removing,
+    /// It is no member any more, and its id never comes back.
+    Removed,
+    /// It was made the leader.
+    Leads,
 }
 
 /// Commands that take effect once for a key.
@@ -137,7 +170,9 @@ impl Command {
             Self::RemoveEntry { .. }
             | Self::SetResolution { .. }
             | Self::InitCluster { .. }
-            | Self::RemoveToken { .. } => false,
+            | Self::RemoveToken { .. }
+            | Self::RaiseFeatures(_)
+            | Self::RecordMember(_) => false,
         }
     }
 
@@ -151,7 +186,9 @@ impl Command {
             | Self::UpdateEntry { .. }
             | Self::SetResolution { .. }
             | Self::InitCluster { .. }
-            | Self::AddEntries(_) => false,
+            | Self::AddEntries(_)
+            | Self::RaiseFeatures(_)
+            | Self::RecordMember(_) => false,
         }
     }
 
@@ -166,7 +203,9 @@ impl Command {
             | Self::SetResolution { .. }
             | Self::InitCluster { .. }
             | Self::AddToken(_)
-            | Self::RemoveToken { .. } => 1,
+            | Self::RemoveToken { .. }
+            | Self::RaiseFeatures(_)
+            | Self::RecordMember(_) => 1,
         };
         weight.max(1)
     }

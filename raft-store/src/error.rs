@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::features::TooNew;
 use crate::space::Space;
 
 /// What the operator has to do when a node's own copy is beyond use. Starting empty under the same id instead could
@@ -53,6 +54,14 @@ pub enum OpenError {
         /// The newest version this build reads.
         known: u32,
     },
+    /// The cluster uses features that this program does not have. Nothing was changed on disk.
+    #[error("open {path}: {refusal}")]
+    TooNew {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is needed and what there is.
+        refusal: TooNew,
+    },
     /// The identity file is damaged, or missing beside data that belongs to one.
     #[error("identity file {path}: {reason}; {REJOIN}")]
     Identity {
@@ -97,6 +106,7 @@ impl OpenError {
             | Self::Full { .. }
             | Self::Locked { .. }
             | Self::NewerVersion { .. }
+            | Self::TooNew { .. }
             | Self::Recovery { .. } => false,
             Self::Identity { .. } | Self::Log { .. } | Self::State { .. } => true,
         }

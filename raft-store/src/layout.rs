@@ -9,7 +9,8 @@
 
 use allowlist::{DomainName, EntryId};
 
-/// Version of everything in a data directory. A program refuses newer ones and reads its own and the one before.
+/// Version of the data directory's layout, in the identity file. A program refuses newer ones. What a state needs to be
+/// read is said by its feature level.
 pub(crate) const DATA_VERSION: u32 = 1;
 /// Largest value given to sled, headers included.
 pub(crate) const MAX_VALUE_BYTES: usize = 4 * 1024;
@@ -18,7 +19,8 @@ const PART_BYTES: usize = MAX_VALUE_BYTES - PART_HEADER_BYTES;
 /// Largest name: a domain has 253 bytes, a token's name is bounded by the API well below.
 pub(crate) const MAX_NAME_BYTES: usize = u16::MAX as usize;
 
-/// The key of the data version, four bytes big endian. It has no kind, so that any later layout can still be told.
+/// The key of the state's feature level, four bytes big endian. It has no kind, so that any later layout can still be
+/// told: one that an older program cannot read comes with a feature level of its own.
 pub(crate) const VERSION_KEY: &[u8] = b"version";
 
 /// What a record is.

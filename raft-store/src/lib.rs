@@ -7,7 +7,7 @@
 //! [`store`] opens all of it for one data directory, [`identity`] holds the node's number there,
 //! [`recovery`] turns it into another cluster's after the majority was lost.
 //!
-//! [`kept`] holds the answers to writes with a key.
+//! [`kept`] holds the answers to writes with a key, [`features`] says which commands a cluster of mixed releases may use.
 //!
 //! Shapes on disk: [`codec`] (every record), `layout` (keys in sled), `snapshot::format` (snapshot files),
 //! `log` (segments, frames and records of the write-ahead log). Each has a test with its exact bytes.
@@ -22,6 +22,7 @@ mod data_dir;
 mod disk;
 mod error;
 mod fatal;
+pub mod features;
 mod identity;
 pub mod kept;
 mod layout;
@@ -39,6 +40,7 @@ pub mod types;
 pub use command::{Batch, BatchReply, Command, Operation, Reply};
 pub use error::OpenError;
 pub use fatal::{EXIT_DISK_FAILED, FatalHook};
+pub use features::FeatureLevel;
 pub use log::{LogSize, LogStore, SyncTimes, SyncTimesSnapshot};
 pub use machine::StateMachine;
 pub use reader::StateReader;

@@ -134,6 +134,13 @@ impl StateReader {
         self.shared.current.read().unwrap_or_else(PoisonError::into_inner).history.back().cloned()
     }
 
+    /// Up to `limit` batches with events before `revision`, newest first.
+    pub fn before(&self, revision: Revision, limit: usize) -> Vec<Arc<AppliedBatch>> {
+        let current = self.shared.current.read().unwrap_or_else(PoisonError::into_inner);
+        let end = current.history.partition_point(|batch| batch.revision < revision);
+        current.history.range(..end).rev().take(limit).cloned().collect()
+    }
+
     /// Up to `limit` batches with events after `revision`, oldest first, and the state's newest revision when the
     /// list is complete (that is, when fewer than `limit` were found).
     ///

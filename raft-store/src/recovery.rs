@@ -29,6 +29,7 @@ use crate::data_dir::DataDir;
 use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::fatal::FatalHook;
+use crate::features::FeatureLevel;
 use crate::identity;
 use crate::log::LogStore;
 use crate::machine::recover;
@@ -137,7 +138,9 @@ fn build(dir: &Path, recovery: &Recovery, lock: &Arc<DataDir>) -> Result<(), Ope
     remove_if_there(&side).map_err(OpenError::at(&side))?;
     Disk::default().create_dir(&side).map_err(OpenError::at(&side))?;
     // No checkpoint: it is made from the snapshot when the directory is opened.
-    let snapshot = Snapshots::open(&Disk::default(), &side, &Space::without_limits(&side)?)?.build(&content);
+    let snapshot =
+        Snapshots::open(&Disk::default(), &side, &Space::without_limits(&side)?, FeatureLevel::NEWEST)?
+            .build(&content);
     snapshot.map_err(|error| failed(format!("write the state: {error}")))?;
     let mut log = LogStore::open(
         &Disk::default(),
@@ -175,8 +178,9 @@ fn read_old(
     )?;
     let ends = log.ends();
     let space = Space::without_limits(dir)?;
-    let snapshots = Snapshots::open(&Disk::default(), dir, &space)?;
-    let (mut generation, mut content) = recover::recover(dir, ends, &snapshots, &space)?;
+    let snapshots = Snapshots::open(&Disk::default(), dir, &space, FeatureLevel::NEWEST)?;
+    let (mut generation, mut content) =
+        recover::recover(dir, ends, &snapshots, &space, FeatureLevel::NEWEST)?;
     generation.close();
     if content.state.cluster().is_some_and(|cluster| cluster != recovery.lost) {
         return Err(failed(format!("the data is not of cluster {}", recovery.lost)));

@@ -9,7 +9,8 @@ use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::command::{NameStatus, Origin, SeenAddress, Token};
+use crate::command::{MemberEvent, NameStatus, Origin, SeenAddress, Token};
+use crate::features::FeatureLevel;
 use crate::kept::{Kept, KeptName};
 
 /// What is known of a domain's addresses.
@@ -31,6 +32,7 @@ pub struct Resolution {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     pub(crate) cluster: Option<Uuid>,
+    pub(crate) features: FeatureLevel,
     pub(crate) revision: Revision,
     pub(crate) entries: OrdMap<EntryId, Arc<Entry>>,
     /// Natural key to entry. Ordered by target first, so the entries of one domain stand together.
@@ -95,12 +97,21 @@ pub enum EventKind {
     TokenRemoved(String),
     /// The cluster got its identity.
     ClusterInitialised(Uuid),
+    /// The cluster agreed on a feature level.
+    FeaturesRaised(FeatureLevel),
+    /// A change of the membership.
+    Member(MemberEvent),
 }
 
 impl State {
     /// The cluster's id, once it has one.
     pub fn cluster(&self) -> Option<Uuid> {
         self.cluster
+    }
+
+    /// What the cluster has agreed to use.
+    pub fn features(&self) -> FeatureLevel {
+        self.features
     }
 
     /// Index of the last applied log entry.

@@ -21,6 +21,7 @@ use crate::data_dir::DataDir;
 use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::fatal::FatalHook;
+use crate::features::FeatureLevel;
 use crate::identity;
 use crate::log::LogStore;
 use crate::machine::checkpoint::{Checkpointer, GrowthLimit};
@@ -32,7 +33,7 @@ use crate::space::{Space, SpaceLimits};
 use crate::types::NodeId;
 
 /// What the store needs to be told.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// A random number, used as the node's id when the directory has none yet.
     pub new_id: NodeId,
@@ -40,6 +41,20 @@ pub struct StoreOptions {
     pub space: SpaceLimits,
     /// Called when the disk fails. The default ends the process.
     pub on_fatal: FatalHook,
+    /// The highest level this program applies; what is on disk must not be above it. Below
+    /// [`FeatureLevel::NEWEST`] only in tests, which play an older release with it.
+    pub features: FeatureLevel,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            new_id: 0,
+            space: SpaceLimits::default(),
+            on_fatal: FatalHook::default(),
+            features: FeatureLevel::NEWEST,
+        }
+    }
 }
 
 /// An open data directory, ready for `openraft::Raft::new`.
@@ -99,13 +114,15 @@ fn open_with(
     lock: Arc<DataDir>,
     space: Space,
 ) -> Result<Store, OpenError> {
-    let StoreOptions { new_id, on_fatal, .. } = options;
+    let StoreOptions { new_id, on_fatal, features, .. } = options;
     recovery::finish(dir, &lock)?;
     let known_id = identity::read(dir)?;
     let log = LogStore::open(disk, dir, known_id, Arc::clone(&lock), &space, on_fatal.clone())?;
     let ends = log.ends();
-    let snapshots = Snapshots::open(disk, dir, &space)?;
-    let (generation, content) = recover::recover(dir, ends, &snapshots, &space)?;
+    let snapshots = Snapshots::open(disk, dir, &space, features)?;
+    let (generation, content) = recover::recover(dir, ends, &snapshots, &space, features)?;
+    // What was applied is in the state, whose level was looked at.
+    log.check_features(content.applied.map_or(0, |id| id.index + 1), features)?;
     let pristine = !ends.has_vote && ends.last.is_none() && content.applied.is_none();
     let id = match known_id {
         Some(id) => id,

@@ -139,7 +139,7 @@ pub(super) async fn add(
         check_member(member)?;
     }
     let change = MemberChange::Add { address: asked.address, replaces: asked.replaces, force: asked.force };
-    match app.cluster().change_members(change, &caller.name, CHANGE_TIMEOUT).await? {
+    match app.cluster().change_members(change, &caller.origin(), CHANGE_TIMEOUT).await? {
         MemberChanged::CatchingUp { id, node, behind } => {
             let member = Member::new(id, node.name, node.raft_address, MemberState::Learner, Some(behind));
             Ok((StatusCode::ACCEPTED, Json(member)))
@@ -176,7 +176,7 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, Problem> {
     check_member(&member)?;
     let change = MemberChange::Remove { member: member.clone(), force: params.force };
-    app.cluster().change_members(change, &caller.name, CHANGE_TIMEOUT).await?;
+    app.cluster().change_members(change, &caller.origin(), CHANGE_TIMEOUT).await?;
     tracing::info!(actor = %caller.name, member, "node removed");
     Ok(StatusCode::NO_CONTENT)
 }
@@ -201,7 +201,7 @@ pub(super) async fn step_down(
     | MemberChanged::Added { node, .. }
     | MemberChanged::CatchingUp { node, .. }
     | MemberChanged::Removed { node, .. }) =
-        app.cluster().change_members(change, &caller.name, CHANGE_TIMEOUT).await?;
+        app.cluster().change_members(change, &caller.origin(), CHANGE_TIMEOUT).await?;
     tracing::info!(actor = %caller.name, leader = %node, "leadership handed over");
     Ok(Json(NewLeader { leader: node.name }))
 }

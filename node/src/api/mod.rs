@@ -33,6 +33,7 @@ use crate::auth::token;
 use crate::cluster::{Cluster, GatewaySource};
 use crate::feed::Sessions;
 
+mod audit;
 mod backup;
 mod bulk;
 mod entries;

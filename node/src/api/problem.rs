@@ -133,6 +133,8 @@ codes! {
     NoQuorum = "no_quorum", SERVICE_UNAVAILABLE, "The cluster has no quorum";
     /// Writes that make the state larger are refused.
     DiskFull = "disk_full", INSUFFICIENT_STORAGE, "The disk has no room";
+    /// Not all nodes run a release that knows what is asked.
+    FeatureNotActive = "feature_not_active", SERVICE_UNAVAILABLE, "The feature is not active";
     /// The node takes no writes.
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, "The node takes no writes";
     /// A write may or may not take effect.
@@ -294,6 +296,10 @@ impl From<WriteError> for Problem {
             .retry_after(UNAVAILABLE_RETRY_S),
             WriteError::Unavailable(_) => Self::new(Code::Unavailable, format!("{error}; ask another node"))
                 .retry_after(UNAVAILABLE_RETRY_S),
+            WriteError::FeatureNotActive(_) => {
+                Self::new(Code::FeatureNotActive, format!("{error}; nothing was written by this request"))
+                    .retry_after(UNAVAILABLE_RETRY_S)
+            }
             WriteError::TokenGone => Self::new(Code::Unauthorized, format!("{error}; nothing was written")),
         }
     }

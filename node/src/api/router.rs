@@ -21,8 +21,8 @@ use utoipa_axum::routes;
 
 use super::problem::{self, Code, Problem};
 use super::{
-    AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, backup, bulk, entries, fence, headers, health,
-    members, metrics, receipts, recovery, session, status, tokens,
+    AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, audit, backup, bulk, entries, fence, headers,
+    health, members, metrics, receipts, recovery, session, status, tokens,
 };
 use crate::auth::caller::SESSION_COOKIE;
 use crate::{feed, web};
@@ -47,6 +47,7 @@ fn paths() -> OpenApiRouter<AppState> {
         .routes(routes!(tokens::list, tokens::add))
         .routes(routes!(tokens::remove))
         .routes(routes!(session::get, session::log_in, session::log_out))
+        .routes(routes!(audit::list))
         .routes(routes!(openapi_json))
         .routes(routes!(feed::upgrade::connect))
         .routes(routes!(health::livez))

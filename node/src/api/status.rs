@@ -40,10 +40,24 @@ pub(super) struct Status {
     node: String,
     /// True when a quorum confirmed that `revision` is current.
     current: bool,
+    /// Which commands the cluster may use while its nodes run different releases.
+    features: FeaturesView,
     /// All nodes, sorted by name.
     nodes: Vec<NodeView>,
     /// All gateways with a session, sorted by name.
     gateways: Vec<GatewayView>,
+}
+
+/// Feature levels.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Features)]
+struct FeaturesView {
+    /// What the cluster has agreed on.
+    active: u32,
+    /// What the answering node can apply.
+    supported: u32,
+    /// Nodes that cannot apply as much, or do not say; empty once `active` is `supported`.
+    held_back_by: Vec<String>,
 }
 
 /// A node.
@@ -102,7 +116,8 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let cluster = app.cluster();
-    let (current, members) = tokio::join!(cluster.read_barrier(ASK_TIMEOUT), cluster.members(ASK_TIMEOUT));
+    let (current, members, features) =
+        tokio::join!(cluster.read_barrier(ASK_TIMEOUT), cluster.members(ASK_TIMEOUT), cluster.features());
     let state = app.local();
     // A leader cut off from its followers does not know yet that it no longer is one: without a quorum nobody is.
     let leader = members.iter().filter_map(|member| member.status.as_ref()).filter(|_| current.is_ok());
@@ -117,6 +132,11 @@ pub(super) async fn get(
         leader,
         node: app.sessions().node().to_owned(),
         current: current.is_ok(),
+        features: FeaturesView {
+            active: features.active.0,
+            supported: features.supported.0,
+            held_back_by: features.held_back_by,
+        },
         gateways: gateways(&members, app.sessions().snapshot()),
         nodes: members.into_iter().map(NodeView::from).collect(),
     };

@@ -4,22 +4,25 @@ use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
-use raft_store::NodeInfo;
+use raft_store::command::{MemberAction, Origin};
 use raft_store::types::NodeId;
+use raft_store::{FeatureLevel, NodeInfo};
 use tokio::sync::MutexGuard;
 use tokio::time::{Instant, timeout_at};
 
 use super::write::pause;
-use super::{Cluster, leader_of};
+use super::{Cluster, leader_of, member_event};
 use crate::raft::bootstrap;
 use crate::raft::change::{ChangeRefusal, ChangeRequest, MemberChange, MemberChanged, RefusalKind};
 use crate::raft::departure::{self, Force};
 use crate::raft::link::{CallError, Purpose};
-use crate::raft::membership::{self, Admitted, Newcomer};
+use crate::raft::membership::{self, Admitted, Asked, Newcomer};
 use crate::raft::wire::{Probe, Refusal, Request, Response};
 
 /// A node that asks to join has this long to catch up; then it asks again.
 const JOIN_TIME: Duration = Duration::from_secs(27);
+/// The actor in the audit log when a node asked by itself.
+const JOIN_ACTOR: &str = "join";
 /// Time the leader gets less than the caller has.
 const ANSWER_MARGIN: Duration = Duration::from_millis(200);
 /// How long the leader takes to confirm that it still leads.
@@ -84,7 +87,7 @@ impl Cluster {
     pub async fn change_members(
         &self,
         change: MemberChange,
-        actor: &str,
+        origin: &Origin,
         timeout: Duration,
     ) -> Result<MemberChanged, ChangeError> {
         let deadline = Instant::now() + timeout;
@@ -101,12 +104,8 @@ impl Cluster {
         loop {
             let leader = leader_of(&metrics.borrow_and_update());
             let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(ANSWER_MARGIN);
-            let request = ChangeRequest {
-                change: change.clone(),
-                actor: actor.to_owned(),
-                timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-            };
-            let reason = match self.ask_leader(leader, request, deadline).await {
+            let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            let reason = match self.ask_leader(leader, &change, (origin, timeout_ms), deadline).await {
                 Ok(changed) => return Ok(changed),
                 // Perhaps it is the change itself that is under way.
                 Err(Ended::Refused(refusal)) if in_doubt.is_some() && refusal.kind == RefusalKind::Busy => {
@@ -126,17 +125,25 @@ impl Cluster {
     async fn ask_leader(
         &self,
         leader: Option<(NodeId, NodeInfo)>,
-        request: ChangeRequest,
+        change: &MemberChange,
+        (origin, timeout_ms): (&Origin, u64),
         deadline: Instant,
     ) -> Result<MemberChanged, Ended> {
         let Some((id, node)) = leader else {
             return Err(Ended::Again("no leader is known".to_owned()));
         };
         if id == self.id() {
-            return self.change_here(request).await.map_err(Ended::from);
+            return self.change_here(change.clone(), origin, timeout_ms).await.map_err(Ended::from);
         }
+        let (change, origin) = (change.clone(), origin.clone());
+        let request = if self.reader().state().features() >= FeatureLevel::MEMBER_EVENTS {
+            Request::ChangeFor { change, origin, timeout_ms }
+        } else {
+            // The leader may be of a release that knows no other.
+            Request::Change(ChangeRequest { change, actor: origin.actor, timeout_ms })
+        };
         let link = self.peers().link(&node.raft_address, Some(id), Purpose::Forward);
-        match link.call(Request::Change(request), deadline).await {
+        match link.call(request, deadline).await {
             Ok(Response::Changed(changed)) => Ok(changed),
             Ok(_) => Err(Ended::Unknown("the leader's answer does not fit".to_owned())),
             Err(CallError::Refused { refusal, .. }) => Err(Ended::from(refusal)),
@@ -148,19 +155,32 @@ impl Cluster {
     }
 
     /// On the leader.
-    pub(crate) async fn change_here(&self, request: ChangeRequest) -> Result<MemberChanged, Refusal> {
-        let ChangeRequest { change, actor, timeout_ms } = request;
+    pub(crate) async fn change_here(
+        &self,
+        change: MemberChange,
+        origin: &Origin,
+        timeout_ms: u64,
+    ) -> Result<MemberChanged, Refusal> {
         let deadline = Instant::now() + Duration::from_millis(timeout_ms);
         let _one = self.lead_change(deadline).await?;
-        tracing::info!(actor, ?change, "asked to change the membership");
+        tracing::info!(actor = origin.actor, ?change, "asked to change the membership");
+        let asked = Asked { origin, deadline };
         match change {
             MemberChange::Add { address, replaces, force } => {
-                membership::add(self, &address, replaces.as_deref(), force.into(), deadline).await
+                membership::add(self, &address, replaces.as_deref(), force.into(), asked).await
             }
             MemberChange::Remove { member, force } => {
-                departure::remove(self, &member, Force::from(force), deadline).await
+                departure::remove(self, &member, Force::from(force), asked).await
             }
-            MemberChange::StepDown { to } => departure::step_down(self, to.as_deref()).await,
+            MemberChange::StepDown { to } => {
+                let led = departure::step_down(self, to.as_deref()).await?;
+                if let MemberChanged::Leads { id, node } = &led
+                    && *id != self.id()
+                {
+                    self.record_done(origin, vec![member_event(MemberAction::Leads, *id, node)]).await;
+                }
+                Ok(led)
+            }
         }
     }
 
@@ -169,7 +189,8 @@ impl Cluster {
         let deadline = Instant::now() + JOIN_TIME;
         let _one = self.lead_change(deadline).await?;
         let newcomer = Newcomer { id, node, pristine };
-        match membership::admit(self, newcomer, None, deadline).await? {
+        let origin = Origin { actor: JOIN_ACTOR.to_owned(), ..Origin::default() };
+        match membership::admit(self, newcomer, None, Asked { origin: &origin, deadline }).await? {
             Admitted::Voter => Ok(()),
             Admitted::CatchingUp { .. } => Err(Refusal::Unable("it is still catching up".to_owned())),
         }

@@ -1,7 +1,7 @@
 //! Opening a node: disk, raft, listener for peers, and the tasks around them.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyhow::Context as _;
 use openraft::ServerState;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::write::confirm_read;
-use super::{Cluster, Inner, Leaving, Tuning, room};
+use super::{Cluster, Inner, Leaving, Tuning, features, room};
 use crate::raft::compaction::LogStanding;
 use crate::raft::link::{Identity, Peers};
 use crate::raft::meter::Meter;
@@ -85,8 +85,12 @@ impl Cluster {
             tls,
             tuning,
         } = settings;
-        let options =
-            StoreOptions { new_id: rand::random(), on_fatal: on_disk_failure, ..StoreOptions::default() };
+        let options = StoreOptions {
+            new_id: rand::random(),
+            on_fatal: on_disk_failure,
+            features: tuning.features,
+            ..StoreOptions::default()
+        };
         let store = Store::open(&data_dir, options).await?;
         let node = NodeInfo { name, raft_address: advertise };
         let id = store.id;
@@ -141,6 +145,8 @@ impl Cluster {
                 leaving: Leaving::default(),
                 superseded: store.superseded,
                 restart: CancellationToken::new(),
+                features: tuning.features,
+                too_new: OnceLock::new(),
             }),
         };
         let (tasks, stop) = (&cluster.inner.tasks, &cluster.inner.stop);
@@ -164,6 +170,7 @@ impl Cluster {
         ));
         cluster.inner.serving.spawn(server::run(cluster.clone(), listener, tls, ending));
         tasks.spawn(room::run(cluster.clone(), stop.clone()));
+        tasks.spawn(features::run(cluster.clone(), stop.clone()));
         tasks.spawn(succession::run(cluster.clone(), stop.clone()));
         tasks.spawn(bootstrap::run(cluster.clone(), completed, stop.clone()));
         tasks.spawn(standing::watch(cluster.clone(), stop.clone()));

@@ -58,6 +58,7 @@ impl Cluster {
             );
         }
         troubles.extend(self.fence().away());
+        troubles.extend(self.too_new().map(|refusal| format!("the leader's log cannot be taken: {refusal}")));
         let committed =
             metrics.cluster_committed.max(metrics.local_committed).map_or(0, |log_id| log_id.index);
         let behind = committed.saturating_sub(self.reader().state().revision());

@@ -83,6 +83,7 @@ impl Cluster {
         if let Some(reason) = self.fenced() {
             return Err(WriteError::Unavailable(reason));
         }
+        self.check_needs(&operations, deadline).await?;
         let Some(_under_way) = self.leaving().enter().await else {
             return Err(WriteError::Unavailable(ABOUT_TO_LEAVE.to_owned()));
         };
@@ -365,6 +366,7 @@ impl From<ProposeFailure> for Attempt<WriteError> {
             ProposeFailure::Unavailable(reason) => Self::Final(WriteError::Unavailable(reason)),
             ProposeFailure::TokenGone => Self::Final(WriteError::TokenGone),
             ProposeFailure::NoRoom(reason) => Self::Final(WriteError::NoRoom(reason)),
+            ProposeFailure::FeatureNotActive(inactive) => Self::Final(WriteError::FeatureNotActive(inactive)),
         }
     }
 }

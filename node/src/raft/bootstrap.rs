@@ -257,6 +257,10 @@ async fn try_complete(cluster: &Cluster) -> Result<bool, String> {
     let leads = *cluster.leadership().borrow();
     if state.cluster().is_none() {
         if leads {
+            // All of them are there, so a new cluster begins with what they have.
+            if let Err(error) = cluster.raise_features().await {
+                tracing::debug!(%error, "agree on a feature level");
+            }
             let id = Uuid::new_v4();
             write(cluster, Command::InitCluster { cluster: id }).await?;
             tracing::info!(cluster = %id, "the cluster is founded");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use openraft::{ChangeMembers, ServerState};
 use raft_store::NodeInfo;
+use raft_store::command::MemberAction;
 use raft_store::types::NodeId;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -14,10 +15,10 @@ use super::Metrics;
 use super::change::{ChangeRefusal, MemberChanged, RefusalKind};
 use super::link::Purpose;
 use super::membership::{
-    ALIVE_TIMEOUT, ChangeAllowed, busy, change_allowed, change_members, metrics, settle,
+    ALIVE_TIMEOUT, Asked, ChangeAllowed, busy, change_allowed, change_members, metrics, settle,
 };
 use super::wire::{Refusal, Request, Response};
-use crate::cluster::{Cluster, Heir, heirs, leader_of};
+use crate::cluster::{Cluster, Heir, heirs, leader_of, member_event};
 
 /// A node that leaves has this long to finish what is under way on it.
 pub(crate) const LEAVING_TIME: Duration = Duration::from_secs(3);
@@ -44,7 +45,7 @@ pub(crate) async fn remove(
     cluster: &Cluster,
     member: &str,
     force: Force,
-    deadline: Instant,
+    Asked { origin, deadline }: Asked<'_>,
 ) -> Result<MemberChanged, Refusal> {
     settle(cluster).await?;
     let metrics = metrics(cluster);
@@ -55,11 +56,13 @@ pub(crate) async fn remove(
         hand_over_before_leaving(cluster, id).await?;
     }
     let ChangeAllowed = change_allowed(&metrics)?;
+    cluster.record_intent(origin, vec![member_event(MemberAction::Removing, id, &node)]).await?;
     let_finish(cluster, &metrics, id).await;
     let gone = BTreeSet::from([id]);
     let change = if is_voter { ChangeMembers::RemoveVoters(gone) } else { ChangeMembers::RemoveNodes(gone) };
     change_members(cluster.raft(), change, deadline).await?;
     tracing::info!(node = %node, id = %format_args!("{id:016x}"), "a node was removed from the cluster");
+    cluster.record_done(origin, vec![member_event(MemberAction::Removed, id, &node)]).await;
     Ok(MemberChanged::Removed { id, node })
 }
 

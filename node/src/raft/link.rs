@@ -32,8 +32,10 @@ pub(crate) enum Purpose {
     Vote,
     /// Writes, reads, status, joining.
     Forward,
+    /// Asking what a node can apply.
+    Announce,
 }
-const PURPOSES: usize = 4;
+const PURPOSES: usize = 5;
 
 /// Why a call brought no answer.
 #[derive(Debug, Clone, thiserror::Error)]

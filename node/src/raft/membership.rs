@@ -8,6 +8,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, LogIdOptionExt as _, Membership};
+use raft_store::command::{MemberAction, MemberEvent, Origin};
 use raft_store::types::{LogId, NodeId};
 use raft_store::{NodeInfo, TypeConfig};
 use tokio::time::{Instant, timeout_at};
@@ -17,7 +18,7 @@ use super::departure::{self, Force};
 use super::link::{CallError, Purpose};
 use super::wire::{Probe, Refusal, Request, Response, Standing};
 use super::{Metrics, Raft};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, member_event};
 
 /// How long a node has to say who it is, or that it is alive.
 pub(super) const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,7 +34,7 @@ pub(crate) async fn add(
     address: &str,
     replaces: Option<&str>,
     force: Force,
-    deadline: Instant,
+    asked: Asked<'_>,
 ) -> Result<MemberChanged, Refusal> {
     let Probe { id, node, standing } = identify(cluster, address).await?;
     let metrics = metrics(cluster);
@@ -102,7 +103,7 @@ pub(crate) async fn add(
         departure::hand_over_before_leaving(cluster, leaving).await?;
     }
     let newcomer = Newcomer { id, node: node.clone(), pristine: true };
-    match admit(cluster, newcomer, leaving, deadline).await? {
+    match admit(cluster, newcomer, leaving, asked).await? {
         Admitted::Voter => Ok(MemberChanged::Added { id, node }),
         Admitted::CatchingUp { behind } => Ok(MemberChanged::CatchingUp { id, node, behind }),
     }
@@ -134,6 +135,13 @@ fn unreachable(address: &str, reason: &str) -> Refusal {
     Refusal::Change(ChangeRefusal::new(RefusalKind::Unreachable, message))
 }
 
+/// On whose behalf a change is made, and how much time it has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) origin: &'a Origin,
+    pub(crate) deadline: Instant,
+}
+
 /// A node that wants in.
 pub(crate) struct Newcomer {
     pub(crate) id: NodeId,
@@ -154,7 +162,7 @@ pub(crate) async fn admit(
     cluster: &Cluster,
     newcomer: Newcomer,
     leaving: Option<NodeId>,
-    deadline: Instant,
+    Asked { origin, deadline }: Asked<'_>,
 ) -> Result<Admitted, Refusal> {
     let raft = cluster.raft();
     let Newcomer { id, node, pristine } = newcomer;
@@ -191,11 +199,17 @@ pub(crate) async fn admit(
     }
     let ChangeAllowed = change_allowed(&metrics)?;
     if !voters.contains(&id) {
+        cluster.check_newcomer(id, &node).await?;
+        // A learner was written down when it became one.
+        if membership.get_node(&id).is_none() {
+            cluster.record_intent(origin, vec![member_event(MemberAction::Adding, id, &node)]).await?;
+        }
         raft.add_learner(id, node.clone(), false).await.map_err(|error| refusal(&error))?;
         if let Some(behind) = behind_after_waiting(raft, id, deadline).await? {
             return Ok(Admitted::CatchingUp { behind });
         }
     }
+    cluster.record_intent(origin, events(&metrics, MemberAction::Removing, &old)).await?;
     if let Some(leaving) = leaving {
         departure::let_finish(cluster, &metrics, leaving).await;
     }
@@ -208,7 +222,17 @@ pub(crate) async fn admit(
     ]);
     change_members(raft, change, deadline).await?;
     tracing::info!(node = %node, id = %format_args!("{id:016x}"), replaced = old.len(), "a node joined the cluster");
+    let mut done = events(&metrics, MemberAction::Removed, &old);
+    if !voters.contains(&id) {
+        done.insert(0, member_event(MemberAction::Added, id, &node));
+    }
+    cluster.record_done(origin, done).await;
     Ok(Admitted::Voter)
+}
+
+fn events(metrics: &Metrics, action: MemberAction, ids: &BTreeSet<NodeId>) -> Vec<MemberEvent> {
+    let membership = metrics.membership_config.membership();
+    ids.iter().filter_map(|id| Some(member_event(action, *id, membership.get_node(id)?))).collect()
 }
 
 /// Members that the new node takes the place of.

@@ -33,6 +33,7 @@ pub(crate) struct Meter {
     snapshot_bytes: IntGauge,
     snapshot_at: IntGauge,
     disk_low: IntGauge,
+    features: IntGaugeVec,
     syncs: SyncHistogram,
     lag: IntGaugeVec,
     reachable: IntGaugeVec,
@@ -85,6 +86,13 @@ impl Meter {
                 "outputguard_disk_low",
                 "1 while the disk of the data directory has so little room that growth is refused",
             )?,
+            features: IntGaugeVec::new(
+                Opts::new(
+                    "outputguard_feature_level",
+                    "Feature level: `active` is what the cluster has agreed on, `supported` what this node can apply",
+                ),
+                &["kind"],
+            )?,
             syncs: SyncHistogram::new()?,
             lag: peers("outputguard_raft_peer_lag_entries", "Log entries a peer lacks, as the leader knows")?,
             reachable: peers(
@@ -114,6 +122,7 @@ impl Meter {
         ] {
             registry.register(Box::new(gauge.clone()))?;
         }
+        registry.register(Box::new(self.features.clone()))?;
         registry.register(Box::new(self.syncs.clone()))?;
         registry.register(Box::new(self.lag.clone()))?;
         registry.register(Box::new(self.reachable.clone()))
@@ -128,6 +137,7 @@ impl Meter {
             Err(ProposeFailure::Unavailable(_)) => "unavailable",
             Err(ProposeFailure::TokenGone) => "token_gone",
             Err(ProposeFailure::NoRoom(_)) => "no_room",
+            Err(ProposeFailure::FeatureNotActive(_)) => "feature_not_active",
         };
         self.proposals.with_label_values(&[label]).inc();
     }
@@ -143,6 +153,10 @@ impl Meter {
         self.log_entries.set(signed(log.size.entries));
         self.syncs.show(log.syncs);
         self.disk_low.set(i64::from(cluster.room().is_err()));
+        let (active, supported) = (cluster.reader().state().features(), cluster.supported_features());
+        for (kind, level) in [("active", active), ("supported", supported)] {
+            self.features.with_label_values(&[kind]).set(i64::from(level.0));
+        }
         if let Some(snapshot) = cluster.snapshots().newest() {
             self.snapshot_index.set(signed(snapshot.meta.last_log_id.index().unwrap_or(0)));
             self.snapshot_bytes.set(signed(snapshot.snapshot.len()));
@@ -170,8 +184,16 @@ impl Meter {
     }
 }
 
-const RESULTS: [&str; 7] =
-    ["committed", "not_leader", "not_entered", "unknown", "unavailable", "token_gone", "no_room"];
+const RESULTS: [&str; 8] = [
+    "committed",
+    "not_leader",
+    "not_entered",
+    "unknown",
+    "unavailable",
+    "token_gone",
+    "no_room",
+    "feature_not_active",
+];
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)

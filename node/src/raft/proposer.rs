@@ -33,7 +33,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::clock::Clock;
 use super::wire::{ProposeFailure, TokenMark};
 use super::{Metrics, Raft};
-use crate::cluster::Term;
+use crate::cluster::{InactiveFeature, Term};
 use under_way::{Load, Place, UnderWay};
 
 /// Operations gather into one entry up to this size.
@@ -254,10 +254,18 @@ impl Gatherer {
             }
             let taken =
                 proposal.claim.compare_exchange(QUEUED, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok();
+            let needs = proposal.operations.iter().map(|one| one.command.needs()).max().unwrap_or_default();
+            let active = state.features();
             let refused = match &proposal.condition {
                 Condition::Token(token) if !stands(&state, token) => Some(ProposeFailure::TokenGone),
                 // Computed under another term; its writer may be gone.
                 Condition::Term(Term(term)) if *term != leader.term => Some(ProposeFailure::NotLeader),
+                // It only ever rises.
+                _ if needs > active => Some(ProposeFailure::FeatureNotActive(InactiveFeature {
+                    needs,
+                    active,
+                    held_back_by: Vec::new(),
+                })),
                 Condition::None | Condition::Term(_) | Condition::Token(_) => None,
             };
             match refused {

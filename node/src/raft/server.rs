@@ -11,6 +11,7 @@ use futures_util::{SinkExt, StreamExt as _};
 use openraft::errors::RaftError;
 use openraft::raft::AppendEntriesResponse;
 use raft_store::TypeConfig;
+use raft_store::command::Origin;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +22,7 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::change::ChangeRequest;
 use super::handshakes::{Handshake, Handshakes};
 use super::link::tune;
 use super::proposer::Condition;
@@ -263,6 +265,9 @@ impl PeerConnection {
         match request {
             Request::Append(append) => match append.into_request() {
                 Ok(request) => {
+                    if let Err(refusal) = self.cluster.check_entries(&request.entries) {
+                        return Next::Answer(Response::Refused(refusal));
+                    }
                     self.cluster.heard().note(from);
                     let raft = self.cluster.raft().clone();
                     Next::Append(Box::pin(async move { (sequence, raft.append_entries(request).await) }))
@@ -416,7 +421,15 @@ impl Cluster {
             Request::Process => Ok(Response::Process { id: self.id(), process: self.process() }),
             Request::Misses { vote } => Ok(succession::answer(self, vote).await),
             Request::Identify => self.identity().await.map(Response::Probe),
-            Request::Change(request) => self.change_here(request).await.map(Response::Changed),
+            Request::Change(request) => {
+                let ChangeRequest { change, actor, timeout_ms } = request;
+                let origin = Origin { actor, ..Origin::default() };
+                self.change_here(change, &origin, timeout_ms).await.map(Response::Changed)
+            }
+            Request::ChangeFor { change, origin, timeout_ms } => {
+                self.change_here(change, &origin, timeout_ms).await.map(Response::Changed)
+            }
+            Request::Features => Ok(Response::Features(self.supported_features())),
             Request::Members => self.members_here().await.map(Response::Members),
             Request::Leaving => {
                 self.leaving().finish().await;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use openraft::{Config, ConfigError, SnapshotPolicy};
+use raft_store::FeatureLevel;
 
 /// See [`Tuning::max_log_bytes`].
 const MAX_LOG_BYTES: u64 = 256 * 1024 * 1024;
@@ -23,6 +24,9 @@ pub struct Tuning {
     pub entries_kept: u64,
     /// A snapshot is made earlier, and fewer entries are kept, where the log would else become larger than this, bytes.
     pub max_log_bytes: u64,
+    /// The highest feature level the node applies and announces. Below the newest only in tests, which play an older
+    /// release with it.
+    pub features: FeatureLevel,
 }
 
 impl Default for Tuning {
@@ -34,6 +38,7 @@ impl Default for Tuning {
             snapshot_after_entries: 200_000,
             entries_kept: 20_000,
             max_log_bytes: MAX_LOG_BYTES,
+            features: FeatureLevel::NEWEST,
         }
     }
 }

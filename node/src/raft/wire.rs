@@ -12,14 +12,14 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use raft_store::command::{BatchReply, Operation};
+use raft_store::command::{BatchReply, Operation, Origin};
 use raft_store::types::{Entry, LogId, NodeId, Vote};
-use raft_store::{NodeInfo, TypeConfig};
+use raft_store::{FeatureLevel, NodeInfo, TypeConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-use super::change::{ChangeRefusal, ChangeRequest, MemberChanged};
-use crate::cluster::NodeStatus;
+use super::change::{ChangeRefusal, ChangeRequest, MemberChange, MemberChanged};
+use crate::cluster::{InactiveFeature, NodeStatus};
 
 pub(crate) use frame::{WireError, decode, encode, framing};
 use frame::{config, decode_whole};
@@ -139,6 +139,18 @@ pub(crate) enum Request {
     Room,
     /// Which process is at this address? A node's id alone does not tell it from a copy of its data directory.
     Process,
+    /// Which feature level can you apply?
+    Features,
+    /// Asks the leader to change the membership or to hand over, and says for the audit log who wants it. Only sent once
+    /// the cluster has agreed on [`FeatureLevel::MEMBER_EVENTS`].
+    ChangeFor {
+        /// What.
+        change: MemberChange,
+        /// Who.
+        origin: Origin,
+        /// Answer within this time, milliseconds.
+        timeout_ms: u64,
+    },
 }
 
 /// Which token a write is made with. The text itself never leaves the node it was shown to.
@@ -199,6 +211,8 @@ pub(crate) enum Response {
         /// Drawn when the process opened its data directory.
         process: u64,
     },
+    /// To [`Request::Features`].
+    Features(FeatureLevel),
 }
 
 /// The newest entry of a log; the greater one holds more.
@@ -284,6 +298,8 @@ pub(crate) enum ProposeFailure {
     TokenGone,
     /// The leader's disk has no room for writes that make the state larger.
     NoRoom(String),
+    /// Not all nodes run a release that knows this.
+    FeatureNotActive(InactiveFeature),
 }
 
 /// What a node says of itself before a connection means anything.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use node::cluster::{Cluster, ClusterSettings, Join, Tuning, WriteError};
 use node::tls::NodeTls;
-use raft_store::FatalHook;
 use raft_store::command::{BatchReply, Command, Operation, Origin, Role, Token};
+use raft_store::{FatalHook, FeatureLevel};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -124,13 +124,29 @@ impl Nodes {
         copy_dir(from, to);
     }
 
+    /// What a node that does not run plays to be, from its next start on.
+    pub(crate) fn set_features(&mut self, index: usize, features: FeatureLevel) {
+        assert!(self.nodes[index].cluster.is_none());
+        self.nodes[index].settings.tuning.features = features;
+    }
+
+    /// What nodes that are prepared from now on play to be.
+    pub(crate) fn next_features(&mut self, features: FeatureLevel) {
+        self.tuning.features = features;
+    }
+
     pub(crate) async fn start_node(&mut self, index: usize) {
+        self.try_start_node(index).await.unwrap();
+    }
+
+    pub(crate) async fn try_start_node(&mut self, index: usize) -> anyhow::Result<()> {
         let node = &mut self.nodes[index];
         node.listener = None;
         let listener = TcpListener::bind(&node.settings.advertise).await.unwrap().into_std().unwrap();
         node.listener = Some(listener.try_clone().unwrap());
         let listener = TcpListener::from_std(listener).unwrap();
-        node.cluster = Some(Cluster::start_with(node.settings.clone(), listener, disk_gone()).await.unwrap());
+        node.cluster = Some(Cluster::start_with(node.settings.clone(), listener, disk_gone()).await?);
+        Ok(())
     }
 
     /// Ends a node without a word to the others.

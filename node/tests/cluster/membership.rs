@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use node::cluster::{ChangeError, Cluster, MemberChange, MemberChanged, RefusalKind, Tuning, WriteError};
+use raft_store::command::Origin;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -13,8 +14,9 @@ use crate::harness::{Nodes, PATIENCE, eventually, mark, sees, write};
 
 async fn change(asked: &Cluster, change: MemberChange) -> Result<MemberChanged, ChangeError> {
     let deadline = Instant::now() + PATIENCE;
+    let origin = Origin { actor: "test".to_owned(), ..Origin::default() };
     loop {
-        match asked.change_members(change.clone(), "test", PATIENCE).await {
+        match asked.change_members(change.clone(), &origin, PATIENCE).await {
             // What a caller that goes on would be told in the end.
             Ok(MemberChanged::CatchingUp { .. })
             | Err(ChangeError::NoLeader(_) | ChangeError::Unknown(_))

@@ -187,7 +187,9 @@ impl Model {
             Command::AddEntries(entries) => {
                 entries.into_iter().for_each(|entry| self.run(actor, at_ms, Command::AddEntry(entry)));
             }
-            Command::Restore(_) => unreachable!("not part of histories"),
+            Command::Restore(_) | Command::RaiseFeatures(_) | Command::RecordMember(_) => {
+                unreachable!("not part of histories")
+            }
         }
         let named: BTreeSet<_> = self.addresses.keys().filter(|domain| self.names(domain)).cloned().collect();
         self.addresses.retain(|domain, _| named.contains(domain));

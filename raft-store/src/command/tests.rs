@@ -51,6 +51,27 @@ fn commands_have_these_exact_bytes() {
 }
 
 #[test]
+fn commands_of_level_two_have_these_exact_bytes() {
+    assert_eq!(bytes(&Command::RaiseFeatures(FeatureLevel(2))), [1, 10, 2]);
+    let event = |action| {
+        let node = NodeInfo { name: "s".to_owned(), raft_address: "h:1".to_owned() };
+        Command::RecordMember(MemberEvent { action, id: 7, node })
+    };
+    let actions = [
+        MemberAction::Adding,
+        MemberAction::Added,
+        MemberAction::Removing,
+        MemberAction::Removed,
+        MemberAction::Leads,
+    ];
+    for (action, number) in actions.into_iter().zip(0..) {
+        let expected = [&[1, 11, number, 7, 1, b's', 3][..], b"h:1"].concat();
+        assert_eq!(bytes(&event(action)), expected);
+        assert_eq!(codec::decode::<Command>(&expected).unwrap(), event(action));
+    }
+}
+
+#[test]
 fn replies_have_these_exact_bytes() {
     let id = EntryId(Uuid::from_u128(1));
     let id_bytes = &NEW_ENTRY[..17];

@@ -18,7 +18,7 @@ mod writer;
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -36,6 +36,7 @@ use crate::data_dir::DataDir;
 use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::fatal::FatalHook;
+use crate::features::FeatureLevel;
 use crate::space::Space;
 use crate::types::{Entry, LogId, NodeId, TypeConfig, Vote};
 
@@ -64,6 +65,7 @@ pub struct LogSize {
 }
 
 struct Shared {
+    dir: PathBuf,
     core: Arc<Core>,
     thread: Mutex<Option<JoinHandle<()>>>,
     flushed: Arc<Flushed>,
@@ -102,10 +104,16 @@ impl LogStore {
         }
         disk.create_dir(&dir).map_err(OpenError::at(&dir))?;
         let (files, memory) = opening::open(disk, &dir, space, known_id.is_some())?;
-        Self::start(files, memory, lock, fatal).map_err(OpenError::at(&dir))
+        Self::start(&dir, files, memory, lock, fatal).map_err(OpenError::at(&dir))
     }
 
-    fn start(files: Files, memory: Memory, lock: Arc<DataDir>, fatal: FatalHook) -> io::Result<Self> {
+    fn start(
+        dir: &Path,
+        files: Files,
+        memory: Memory,
+        lock: Arc<DataDir>,
+        fatal: FatalHook,
+    ) -> io::Result<Self> {
         let flushed = Arc::new(Flushed::default());
         flushed.advance(memory.marks.next_index());
         let counts = Arc::new(Counts::default());
@@ -120,7 +128,9 @@ impl LogStore {
         };
         let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || writer.run())?;
         let thread = Mutex::new(Some(thread));
-        Ok(Self { shared: Arc::new(Shared { core, thread, flushed, counts, _lock: lock }) })
+        Ok(Self {
+            shared: Arc::new(Shared { dir: dir.to_owned(), core, thread, flushed, counts, _lock: lock }),
+        })
     }
 
     /// How much it holds.
@@ -154,6 +164,24 @@ impl LogStore {
 
     pub(crate) fn flushed(&self) -> Arc<Flushed> {
         Arc::clone(&self.shared.flushed)
+    }
+
+    /// Reads the entries from index `first` on, to refuse those that a program with the level `known` cannot apply before
+    /// raft meets them.
+    pub(crate) fn check_features(&self, first: u64, known: FeatureLevel) -> Result<(), OpenError> {
+        let marks = self.shared.core.inner().memory.marks;
+        for index in first.max(marks.first_index())..marks.next_index() {
+            let sources = self.shared.core.inner().memory.sources(index, index + 1, 1, usize::MAX);
+            for source in sources {
+                let entry = source.read().map_err(|error| OpenError::Log {
+                    path: self.shared.dir.clone(),
+                    reason: format!("entry {index}: {error}"),
+                })?;
+                let refused = |refusal| OpenError::TooNew { path: self.shared.dir.clone(), refusal };
+                known.check_entry(&entry).map_err(refused)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a record and waits until it is on disk.

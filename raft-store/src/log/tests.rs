@@ -136,7 +136,7 @@ fn open(disk: &Disk, data_dir: &Path, known: bool) -> Result<LogStore, OpenError
     let (mut files, memory) = opening::open(disk, &dir, &space, known)?;
     files.segment_bytes = SMALL_SEGMENT_BYTES;
     let lock = Arc::new(DataDir::lock(data_dir)?);
-    Ok(LogStore::start(files, memory, lock, FatalHook::new(|_| {})).unwrap())
+    Ok(LogStore::start(&dir, files, memory, lock, FatalHook::new(|_| {})).unwrap())
 }
 
 /// Asks the log a number of things, often without waiting for the answer to the one before. Answers with what the log

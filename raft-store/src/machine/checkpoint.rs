@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::database::{self, Database, Dirty, LoadError};
 use super::recover;
 use crate::fatal::FatalHook;
+use crate::features::FeatureLevel;
 use crate::log::Flushed;
 use crate::snapshot::Content;
 use crate::space::{Space, SpaceState};
@@ -310,7 +311,7 @@ impl Shared {
         }
         if let Generation::Closed(dir) = generation {
             // It holds the last step that succeeded, or, if it cannot be read, is written anew.
-            match Database::load(dir) {
+            match Database::load(dir, FeatureLevel::NEWEST) {
                 Ok((database, _)) => *generation = Generation::Open(database),
                 Err(LoadError::Damaged(reason)) if !database::is_no_space(&reason) => {
                     tracing::warn!(reason, "the checkpoint is written anew");

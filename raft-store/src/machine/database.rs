@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use crate::codec;
 use crate::disk::Disk;
+use crate::features::{FeatureLevel, TooNew};
 use crate::kept::{Kept, KeptAnswer, KeptName};
-use crate::layout::{DATA_VERSION, Joiner, Kind, RecordKey, VERSION_KEY, split};
+use crate::layout::{Joiner, Kind, RecordKey, VERSION_KEY, split};
 use crate::snapshot::Content;
 use crate::state::{AppliedBatch, EventKind, State};
 use crate::types::{LogId, StoredMembership};
@@ -60,7 +61,7 @@ pub(crate) struct Database {
 #[derive(Debug)]
 pub(crate) enum LoadError {
     /// A newer program wrote it.
-    NewerVersion(u32),
+    TooNew(TooNew),
     /// In words.
     Damaged(String),
 }
@@ -68,7 +69,7 @@ pub(crate) enum LoadError {
 impl std::fmt::Display for LoadError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NewerVersion(version) => write!(f, "its data has version {version}"),
+            Self::TooNew(refusal) => refusal.fmt(f),
             Self::Damaged(reason) => f.write_str(reason),
         }
     }
@@ -99,8 +100,12 @@ impl Dirty {
             EventKind::TokenAdded(name) | EventKind::TokenRemoved(name) => {
                 self.tokens.insert(name.clone());
             }
-            // The cluster's id stands in the meta record; a refusal changes nothing.
-            EventKind::ClusterInitialised(_) | EventKind::ProtectedRefused(_) => {}
+            // The cluster's id stands in the meta record, and that and the level are written with each step; the others
+            // change nothing.
+            EventKind::ClusterInitialised(_)
+            | EventKind::FeaturesRaised(_)
+            | EventKind::Member(_)
+            | EventKind::ProtectedRefused(_) => {}
         }
     }
 
@@ -157,14 +162,12 @@ impl Database {
         }
     }
 
-    /// Opens the generation in `dir` and reads all of it.
-    pub(crate) fn load(dir: &Path) -> Result<(Self, Content), LoadError> {
+    /// Opens the generation in `dir` and reads all of it, if a program with the level `known` can.
+    pub(crate) fn load(dir: &Path, known: FeatureLevel) -> Result<(Self, Content), LoadError> {
         let db = guarded(|| open_sled(dir)).map_err(LoadError::Damaged)?;
         let mut database = Self { db, dir: dir.to_owned(), measured: (0, 0) };
-        match guarded(|| database.version()).map_err(LoadError::Damaged)? {
-            version if version > DATA_VERSION => return Err(LoadError::NewerVersion(version)),
-            _ => {}
-        }
+        let level = guarded(|| database.features()).map_err(LoadError::Damaged)?;
+        known.check(level).map_err(LoadError::TooNew)?;
         let content = guarded(|| database.read()).map_err(LoadError::Damaged)?;
         database.measured = guarded(|| database.measure(&content)).map_err(LoadError::Damaged)?;
         Ok((database, content))
@@ -196,6 +199,7 @@ impl Database {
                 self.put(&mut batch, &RecordKey::kept(name), record.map_err(text)?)?;
             }
             self.put(&mut batch, &RecordKey::meta(), Some(codec::encode(&meta_of(content)).map_err(text)?))?;
+            batch.insert(VERSION_KEY, &state.features().0.to_be_bytes());
             self.db.apply_batch(batch).map_err(text)?;
             self.sync()
         })
@@ -243,7 +247,6 @@ impl Database {
     fn fill(&self, content: &Content) -> Result<(), String> {
         let state = &content.state;
         let mut whole = Dirty::default();
-        self.db.insert(VERSION_KEY, &DATA_VERSION.to_be_bytes()).map_err(text)?;
         let flush_when_full = |whole: &mut Dirty| match whole.len() >= WHOLE_STEP_KEYS {
             true => self.step(content, &std::mem::take(whole)),
             false => Ok(()),
@@ -274,9 +277,10 @@ impl Database {
         File::open(self.dir.join("db")).and_then(|file| file.sync_data()).map_err(text)
     }
 
-    fn version(&self) -> Result<u32, String> {
+    fn features(&self) -> Result<FeatureLevel, String> {
         let version = self.db.get(VERSION_KEY).map_err(text)?.ok_or("it has no data version")?;
-        Ok(u32::from_be_bytes(version.as_ref().try_into().map_err(|_| "its data version is damaged")?))
+        let bytes = version.as_ref().try_into().map_err(|_| "its data version is damaged")?;
+        Ok(FeatureLevel(u32::from_be_bytes(bytes)))
     }
 
     fn read(&self) -> Result<Content, String> {
@@ -301,6 +305,7 @@ impl Database {
         let meta = meta.ok_or("it has no meta record")?;
         let revision = meta.applied.map_or(0, |id| id.index);
         let mut state = State::restore(meta.cluster, revision, resolutions, tokens, entries)?;
+        state.features = self.features()?;
         state.kept = Kept::from_answers(kept);
         if state.published().digest() != meta.published {
             return Err("what it publishes has another digest than was written".to_owned());

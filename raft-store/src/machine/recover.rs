@@ -9,7 +9,7 @@ use super::checkpoint::Generation;
 use super::database::{self, Database, LoadError};
 use crate::disk::Disk;
 use crate::error::OpenError;
-use crate::layout::DATA_VERSION;
+use crate::features::FeatureLevel;
 use crate::log::LogEnds;
 use crate::snapshot::{Content, Snapshots, format};
 use crate::space::Space;
@@ -29,10 +29,11 @@ pub(crate) fn recover(
     log: LogEnds,
     snapshots: &Snapshots,
     space: &Space,
+    known: FeatureLevel,
 ) -> Result<(Generation, Content), OpenError> {
     let root = root(data_dir);
     Disk::default().create_dir(&root).map_err(OpenError::at(&root))?;
-    let checkpoint = newest_checkpoint(&root)?;
+    let checkpoint = newest_checkpoint(&root, known)?;
     let applied = checkpoint.as_ref().and_then(|(_, content)| content.applied);
     let lost = |reason: String| OpenError::State { path: data_dir.to_owned(), reason };
 
@@ -109,17 +110,15 @@ pub(super) fn is_no_space(reason: &str, space: &Space) -> bool {
 }
 
 /// The newest generation that can be read. Those that cannot are set aside.
-fn newest_checkpoint(root: &Path) -> Result<Option<(Database, Content)>, OpenError> {
+fn newest_checkpoint(root: &Path, known: FeatureLevel) -> Result<Option<(Database, Content)>, OpenError> {
     for (_, dir) in database::generations(root).map_err(OpenError::at(root))?.into_iter().rev() {
         if !database::is_complete(&dir).map_err(OpenError::at(&dir))? {
             fs::remove_dir_all(&dir).map_err(OpenError::at(&dir))?;
             continue;
         }
-        match Database::load(&dir) {
+        match Database::load(&dir, known) {
             Ok(loaded) => return Ok(Some(loaded)),
-            Err(LoadError::NewerVersion(found)) => {
-                return Err(OpenError::NewerVersion { path: dir, found, known: DATA_VERSION });
-            }
+            Err(LoadError::TooNew(refusal)) => return Err(OpenError::TooNew { path: dir, refusal }),
             Err(LoadError::Damaged(reason)) if database::is_no_space(&reason) => return Err(full(&dir)),
             Err(LoadError::Damaged(reason)) => {
                 let aside = dir.with_extension("damaged");

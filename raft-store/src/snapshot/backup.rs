@@ -13,7 +13,7 @@ use super::file::{RoomCheck, Temporary};
 use super::format::{self, Bounds, FORMAT_VERSION};
 use super::{MAX_SNAPSHOT_BYTES, SnapshotFile};
 use crate::command::RestorePart;
-use crate::layout::DATA_VERSION;
+use crate::features::FeatureLevel;
 use crate::space::Space;
 use crate::state::State;
 
@@ -133,8 +133,9 @@ impl Backup {
         check_magic(format::read_magic(file).map_err(|_| BackupError::Other)?)?;
         format::verify_sum(file).map_err(damaged)?;
         let header = format::read_any_header(file).map_err(damaged)?;
-        if header.data_version > DATA_VERSION {
-            return Err(BackupError::Version { found: header.data_version, known: DATA_VERSION });
+        let (found, known) = (header.data_version.0, FeatureLevel::NEWEST.0);
+        if found > known {
+            return Err(BackupError::Version { found, known });
         }
         let content = format::read_within(file, BOUNDS).map_err(damaged)?;
         content.state.entries().values().try_for_each(|entry| check_target(entry))?;

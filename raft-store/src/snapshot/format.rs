@@ -29,8 +29,8 @@ use super::backup::Summary;
 use crate::codec::{self, MAX_RECORD_BYTES};
 use crate::command::Token;
 use crate::disk::Disk;
+use crate::features::FeatureLevel;
 use crate::kept::{Kept, KeptAnswer};
-use crate::layout::DATA_VERSION;
 use crate::state::{Resolution, State};
 use crate::types::{LogId, StoredMembership};
 use sums::{Summed, Summing};
@@ -47,7 +47,8 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// What stands before the blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Header {
-    pub(crate) data_version: u32,
+    /// The state's feature level.
+    pub(crate) data_version: FeatureLevel,
     pub(crate) cluster: Option<Uuid>,
     pub(crate) last_log_id: Option<LogId>,
     pub(crate) membership: StoredMembership,
@@ -85,7 +86,7 @@ pub(crate) fn write(disk: &Disk, path: &Path, content: &Content) -> io::Result<(
     let mut out = Summed { inner: BufWriter::new(disk.create(path)?), sum: Sha256::new() };
     let state = &content.state;
     let header = Header {
-        data_version: DATA_VERSION,
+        data_version: state.features(),
         cluster: state.cluster(),
         last_log_id: content.applied,
         membership: content.membership.clone(),
@@ -228,6 +229,7 @@ pub(crate) fn read_within(file: &File, mut bounds: Bounds) -> io::Result<Content
     let revision = header.last_log_id.map_or(0, |id| id.index);
     let mut state = State::restore(header.cluster, revision, resolutions, tokens, entries)
         .map_err(|error| damaged(&error))?;
+    state.features = header.data_version;
     state.kept = Kept::from_answers(kept);
     if state.published().digest() != footer.published {
         return Err(damaged("what it publishes has another digest than its footer says"));
@@ -237,12 +239,7 @@ pub(crate) fn read_within(file: &File, mut bounds: Bounds) -> io::Result<Content
 
 fn read_start(input: &mut impl Read) -> io::Result<Header> {
     let header = read_any_start(input)?;
-    if header.data_version > DATA_VERSION {
-        return Err(damaged(&format!(
-            "its data version is {}, known is {DATA_VERSION}",
-            header.data_version
-        )));
-    }
+    FeatureLevel::NEWEST.check(header.data_version).map_err(|refusal| damaged(&refusal.to_string()))?;
     Ok(header)
 }
 

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::file::{RoomCheck, Temporary};
 use super::{SnapshotFile, format};
 use crate::disk::{Disk, DiskFile};
+use crate::features::FeatureLevel;
 use crate::space::Space;
 use crate::types::{Snapshot, SnapshotMeta};
 
@@ -24,10 +25,17 @@ pub struct IncomingSnapshot {
     len: u64,
     room: RoomCheck,
     cluster: Option<Uuid>,
+    known: FeatureLevel,
 }
 
 impl IncomingSnapshot {
-    pub(super) fn create(disk: &Disk, path: &Path, space: &Space, cluster: Option<Uuid>) -> io::Result<Self> {
+    pub(super) fn create(
+        disk: &Disk,
+        path: &Path,
+        space: &Space,
+        cluster: Option<Uuid>,
+        known: FeatureLevel,
+    ) -> io::Result<Self> {
         let file = disk.create(path)?;
         Ok(Self {
             file,
@@ -35,6 +43,7 @@ impl IncomingSnapshot {
             len: 0,
             room: RoomCheck::new(space),
             cluster,
+            known,
         })
     }
 
@@ -66,16 +75,21 @@ impl IncomingSnapshot {
     /// what `Raft::install_full_snapshot` takes; its meta comes from the file.
     ///
     /// # Errors
-    /// `InvalidData` when it is damaged or belongs to another cluster.
+    /// `InvalidData` when it is damaged, belongs to another cluster, or needs a newer program.
     pub fn finish(self) -> io::Result<Snapshot> {
         self.file.sync()?;
         let file = SnapshotFile::open_temporary(self.temporary)?;
-        let header = format::verify(file.file())?;
+        format::verify_sum(file.file())?;
+        let header = format::read_any_header(file.file())?;
+        let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+        self.known
+            .check(header.data_version)
+            .map_err(|refusal| invalid(format!("the snapshot: {refusal}")))?;
         if let (Some(ours), Some(theirs)) = (self.cluster, header.cluster)
             && ours != theirs
         {
             let reason = format!("the snapshot is of cluster {theirs}, this node belongs to {ours}");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            return Err(invalid(reason));
         }
         let meta = SnapshotMeta { last_log_id: header.last_log_id, last_membership: header.membership };
         Ok(Snapshot { meta, snapshot: file })

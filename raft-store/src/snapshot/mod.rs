@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::disk::Disk;
 use crate::error::OpenError;
+use crate::features::{FeatureLevel, TooNew};
 use crate::reader::StateReader;
 use crate::space::Space;
 use crate::state::State;
@@ -61,19 +62,30 @@ struct Shared {
     disk: Disk,
     dir: PathBuf,
     space: Space,
+    /// Of this program: no snapshot above it is taken.
+    known: FeatureLevel,
     newest: Mutex<Option<Snapshot>>,
     parts: AtomicU64,
 }
 
 impl Snapshots {
     /// Opens the directory in `data_dir`, removes what was not finished and finds the newest valid file.
-    pub(crate) fn open(disk: &Disk, data_dir: &Path, space: &Space) -> Result<Self, OpenError> {
+    pub(crate) fn open(
+        disk: &Disk,
+        data_dir: &Path,
+        space: &Space,
+        known: FeatureLevel,
+    ) -> Result<Self, OpenError> {
         let dir = data_dir.join(DIR_NAME);
         disk.create_dir(&dir).map_err(OpenError::at(&dir))?;
         let mut newest = None;
         for path in sorted_files(&dir, SUFFIX).map_err(OpenError::at(&dir))?.into_iter().rev() {
             match open_verified(&path) {
-                Ok(snapshot) => {
+                Ok((_, level)) if level > known => {
+                    let refusal = TooNew { found: level, known };
+                    return Err(OpenError::TooNew { path, refusal });
+                }
+                Ok((snapshot, _)) => {
                     newest = Some(snapshot);
                     break;
                 }
@@ -92,6 +104,7 @@ impl Snapshots {
                 disk: disk.clone(),
                 dir,
                 space: space.clone(),
+                known,
                 newest: Mutex::new(newest),
                 parts: AtomicU64::new(0),
             }),
@@ -108,8 +121,8 @@ impl Snapshots {
     /// # Errors
     /// What the file system says.
     pub fn receive(&self, reader: &StateReader) -> io::Result<IncomingSnapshot> {
-        let shared = &self.shared;
-        IncomingSnapshot::create(&shared.disk, &self.new_part(), &shared.space, reader.state().cluster())
+        let Shared { disk, space, known, .. } = &*self.shared;
+        IncomingSnapshot::create(disk, &self.new_part(), space, reader.state().cluster(), *known)
     }
 
     /// A place to write a backup to that an operator sends.
@@ -173,11 +186,12 @@ impl Snapshots {
     }
 }
 
-fn open_verified(path: &Path) -> io::Result<Snapshot> {
+fn open_verified(path: &Path) -> io::Result<(Snapshot, FeatureLevel)> {
     let file = SnapshotFile::open(path)?;
-    let header = format::verify(file.file())?;
+    format::verify_sum(file.file())?;
+    let header = format::read_any_header(file.file())?;
     let meta = SnapshotMeta { last_log_id: header.last_log_id, last_membership: header.membership };
-    Ok(Snapshot { meta, snapshot: file })
+    Ok((Snapshot { meta, snapshot: file }, header.data_version))
 }
 
 /// Sorts by index.

@@ -36,7 +36,7 @@ fn live(disk: &Disk, watch: &Watch, dir: &Path, leader: &Snapshots, random: &mut
     watch.note(Event::Acknowledged(0));
     let space = Space::without_limits(dir).unwrap();
     let (_publisher, reader) = crate::reader::channel(State::default());
-    let snapshots = Snapshots::open(disk, dir, &space).unwrap();
+    let snapshots = Snapshots::open(disk, dir, &space, FeatureLevel::NEWEST).unwrap();
     for number in 1..=SNAPSHOTS {
         let content = content(number * 10);
         watch.note(Event::Begun(number));
@@ -65,7 +65,7 @@ fn wrong(image: &Path, history: &[Event]) -> Option<String> {
         other => return Some(format!("the identity is {other:?}")),
     }
     let space = Space::without_limits(image).unwrap();
-    let opened = match Snapshots::open(&Disk::default(), image, &space) {
+    let opened = match Snapshots::open(&Disk::default(), image, &space, FeatureLevel::NEWEST) {
         Ok(opened) => opened,
         Err(error) => return Some(error.to_string()),
     };
@@ -101,7 +101,8 @@ fn cut_often(pretend_syncs: bool) -> Vec<String> {
         }
         let disk = Disk::watched(Arc::clone(&watch));
         let space = Space::without_limits(elsewhere.path()).unwrap();
-        let leader = Snapshots::open(&Disk::default(), elsewhere.path(), &space).unwrap();
+        let leader =
+            Snapshots::open(&Disk::default(), elsewhere.path(), &space, FeatureLevel::NEWEST).unwrap();
         live(&disk, &watch, dir.path(), &leader, &mut random);
         let history = watch.history();
         for _ in 0..IMAGES_PER_LIFE {

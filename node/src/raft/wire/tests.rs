@@ -164,6 +164,37 @@ fn the_bytes_of_version_1_are_frozen() {
                 .to_vec(),
             "0101050104",
         ),
+        (
+            encode(&envelope(Request::Features)).unwrap().to_vec(),
+            "010701100000000000000000000000000000000102010315",
+        ),
+        (
+            encode(&envelope(Request::ChangeFor {
+                change: MemberChange::Remove { member: "a".to_owned(), force: false },
+                origin: Origin { actor: "b".to_owned(), remote: "c".to_owned(), request_id: "d".to_owned() },
+                timeout_ms: 5,
+            }))
+            .unwrap()
+            .to_vec(),
+            "010701100000000000000000000000000000000102010316010161000162016301 6405",
+        ),
+        (
+            encode(&Answer { sequence: 1, response: Response::Features(FeatureLevel(2)) }).unwrap().to_vec(),
+            "01011202",
+        ),
+        (
+            encode(&Answer {
+                sequence: 1,
+                response: Response::Proposed(Err(ProposeFailure::FeatureNotActive(InactiveFeature {
+                    needs: FeatureLevel(2),
+                    active: FeatureLevel(1),
+                    held_back_by: vec!["x".to_owned()],
+                }))),
+            })
+            .unwrap()
+            .to_vec(),
+            "0101050106020101 0178",
+        ),
     ];
     for (bytes, frozen) in cases {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

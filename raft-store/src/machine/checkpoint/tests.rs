@@ -72,7 +72,7 @@ fn a_checkpoint_that_has_grown_is_written_anew_and_holds_the_same() {
     drop(checkpointer);
     let generations = super::database::generations(dir.path()).unwrap();
     assert_eq!(generations.len(), 1, "the old ones are gone: {generations:?}");
-    assert_eq!(Database::load(&generations[0].1).unwrap().1, content);
+    assert_eq!(Database::load(&generations[0].1, FeatureLevel::NEWEST).unwrap().1, content);
 }
 
 #[test]
@@ -103,5 +103,5 @@ fn a_checkpoint_that_has_grown_is_left_as_it_is_while_the_disk_has_no_room_for_a
     drop(checkpointer);
     let generations = super::database::generations(dir.path()).unwrap();
     assert_eq!(generations.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1]);
-    assert_eq!(Database::load(&generations[0].1).unwrap().1, content);
+    assert_eq!(Database::load(&generations[0].1, FeatureLevel::NEWEST).unwrap().1, content);
 }

@@ -35,14 +35,15 @@ fn a_generation_without_its_mark_does_not_count() {
 }
 
 #[test]
-fn a_newer_data_version_is_told_from_damage() {
+fn a_newer_feature_level_is_told_from_damage() {
     let root = tempfile::tempdir().unwrap();
     let database = Database::create(root.path(), &Content::default()).unwrap();
     let dir = database.dir().to_owned();
     database.db.insert(VERSION_KEY, &99_u32.to_be_bytes()).unwrap();
     database.sync().unwrap();
     drop(database);
-    assert!(matches!(Database::load(&dir), Err(LoadError::NewerVersion(99))));
+    let Err(LoadError::TooNew(refusal)) = Database::load(&dir, FeatureLevel::NEWEST) else { panic!() };
+    assert_eq!(refusal.found, FeatureLevel(99));
 }
 
 #[test]
@@ -83,6 +84,6 @@ proptest! {
         }
         let dir = database.dir().to_owned();
         drop(database);
-        prop_assert_eq!(Database::load(&dir).unwrap().1, content);
+        prop_assert_eq!(Database::load(&dir, FeatureLevel::NEWEST).unwrap().1, content);
     }
 }

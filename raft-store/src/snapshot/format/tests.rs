@@ -45,7 +45,7 @@ fn many_entries(count: u128) -> Vec<Batch> {
 #[test]
 fn header_and_footer_have_these_exact_bytes() {
     let header = Header {
-        data_version: 1,
+        data_version: FeatureLevel::FIRST,
         cluster: Some(Uuid::from_u128(5)),
         last_log_id: Some(log_id(300)),
         membership: membership(),
