@@ -19,7 +19,7 @@ use crate::cluster::{Cluster, ClusterSettings};
 use crate::config::Config;
 use crate::feed::{self, Limits, Sessions};
 use crate::resolver::{self, Resolver};
-use crate::tls::reload::{CHECK_INTERVAL, Reloader, TlsMetrics};
+use crate::tls::reload::{Reloader, TlsMetrics};
 use crate::tls::{NodeTls, host_of};
 use serve::{HEADER_TIMEOUT, Serving};
 
@@ -89,7 +89,8 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let registry = Registry::new();
     check_data_dir(&config.data_dir)?;
     let resolver = resolver(&config, &registry)?;
-    let tls = NodeTls::prepare(&config.tls_dir, &config.name, &[host_of(&config.advertise)])?;
+    let tls = NodeTls::prepare(&config.tls.dir, &config.name, &[host_of(&config.advertise)])?
+        .verifying_peer_names(config.tls.verify_peer_names);
     check_writable_parent(&config.admin_token_file)?;
     let feed_tls = tls.clone();
     let reloader = Reloader::new(tls.clone(), TlsMetrics::new(&registry).context("metrics of certificates")?);
@@ -126,7 +127,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
             std::future::pending::<()>().await;
         }
     };
-    tasks.spawn(reloader.run(CHECK_INTERVAL, hangups, working.clone()));
+    tasks.spawn(reloader.run(config.tls.intervals, hangups, working.clone()));
     tasks.spawn(until(working.clone(), feed::watch_quorum(cluster.clone(), sessions.clone())));
     tracing::info!(
         api = %config.listen_api, feed = %config.listen_feed, raft = %config.listen_raft, "node {} is up", config.name

@@ -119,7 +119,7 @@ pub enum MemberAction {
     Removing,
     /// It is no member any more, and its id never comes back.
     Removed,
-    /// It was made the leader.
+    /// It is to be made the leader.
     Leads,
 }
 

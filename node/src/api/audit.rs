@@ -95,7 +95,7 @@ enum AuditKind {
     MemberRemoving,
     /// A node is no member any more.
     MemberRemoved,
-    /// A node was made the leader by request.
+    /// Somebody asked that this node lead.
     LeaderChosen,
 }
 

@@ -253,6 +253,21 @@ async fn watch(cluster: &Cluster) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::problem::Problem;
+
+    #[test]
+    fn an_inactive_feature_is_a_problem_that_may_pass() {
+        let inactive = InactiveFeature {
+            needs: FeatureLevel(2),
+            active: FeatureLevel(1),
+            held_back_by: vec!["server-2 (it has level 1)".to_owned()],
+        };
+        let problem = Problem::from(WriteError::FeatureNotActive(inactive));
+        assert_eq!((problem.code().as_str(), problem.code().status().as_u16()), ("feature_not_active", 503));
+        assert!(
+            problem.detail().contains("upgrade server-2") && problem.detail().contains("nothing was written")
+        );
+    }
 
     #[test]
     fn an_inactive_feature_names_who_holds_it_back() {

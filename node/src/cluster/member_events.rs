@@ -30,8 +30,8 @@ impl Cluster {
         })
     }
 
-    /// Writes down what was done. It is done whether or not that succeeds.
-    pub(crate) async fn record_done(&self, origin: &Origin, events: Vec<MemberEvent>) {
+    /// Writes down what was done, or must be done whether or not this succeeds.
+    pub(crate) async fn record_best_effort(&self, origin: &Origin, events: Vec<MemberEvent>) {
         if let Err(error) = self.record(origin, events).await {
             tracing::warn!(%error, actor = origin.actor, "write a change of the membership to the audit log");
         }

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
-use raft_store::command::{MemberAction, Origin};
+use raft_store::command::Origin;
 use raft_store::types::NodeId;
 use raft_store::{FeatureLevel, NodeInfo};
 use tokio::sync::MutexGuard;
 use tokio::time::{Instant, timeout_at};
 
 use super::write::pause;
-use super::{Cluster, leader_of, member_event};
+use super::{Cluster, leader_of};
 use crate::raft::bootstrap;
 use crate::raft::change::{ChangeRefusal, ChangeRequest, MemberChange, MemberChanged, RefusalKind};
 use crate::raft::departure::{self, Force};
@@ -172,15 +172,7 @@ impl Cluster {
             MemberChange::Remove { member, force } => {
                 departure::remove(self, &member, Force::from(force), asked).await
             }
-            MemberChange::StepDown { to } => {
-                let led = departure::step_down(self, to.as_deref()).await?;
-                if let MemberChanged::Leads { id, node } = &led
-                    && *id != self.id()
-                {
-                    self.record_done(origin, vec![member_event(MemberAction::Leads, *id, node)]).await;
-                }
-                Ok(led)
-            }
+            MemberChange::StepDown { to } => departure::step_down(self, to.as_deref(), origin).await,
         }
     }
 

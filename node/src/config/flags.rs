@@ -48,6 +48,9 @@ pub struct Flags {
     /// Directory with ca.pem and the node's certificate.
     #[arg(long, env = "OUTPUTGUARD_TLS_DIR")]
     pub tls_dir: Option<PathBuf>,
+    /// Whether a peer's certificate must name the member it says it is (default: true).
+    #[arg(long, env = "OUTPUTGUARD_TLS_VERIFY_PEER_NAMES")]
+    pub tls_verify_peer_names: Option<bool>,
     /// File with the first admin token; written by the node that bootstraps unless it exists.
     #[arg(long, env = "OUTPUTGUARD_AUTH_ADMIN_TOKEN_FILE")]
     pub admin_token_file: Option<PathBuf>,

@@ -4,6 +4,7 @@
 
 mod flags;
 mod snapshots;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use serde::Deserialize;
 
 pub use crate::cluster::{Join, Tuning};
 pub use flags::{Flags, normalise};
+pub use tls::TlsConfig;
+use tls::TlsSection;
 
 /// Where data lives unless configured.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/outputguard";
@@ -48,8 +51,8 @@ pub struct Config {
     pub join: Join,
     /// How the cluster paces itself.
     pub tuning: Tuning,
-    /// CA and node certificates.
-    pub tls_dir: PathBuf,
+    /// Certificates.
+    pub tls: TlsConfig,
     /// Where the first admin token is written, or was put beforehand.
     pub admin_token_file: PathBuf,
     /// DNS.
@@ -138,12 +141,6 @@ struct ClusterSection {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct TlsSection {
-    dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 struct AuthSection {
     admin_token_file: Option<PathBuf>,
 }
@@ -187,12 +184,14 @@ fn read(path: &Path) -> Result<File, ConfigError> {
 }
 
 fn build(file: File, flags: Flags) -> Result<Config, ConfigError> {
+    let data_dir =
+        flags.data_dir.clone().or(file.node.data_dir).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR));
+    let tls = tls::tls(file.tls, &flags, &data_dir)?;
     let name = match flags.node_name.or(file.node.name) {
         Some(name) => name,
         None => host_name()?,
     };
     check_name(&name)?;
-    let data_dir = flags.data_dir.or(file.node.data_dir).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR));
     let listen_api = listen("listen.api", flags.listen_api.or(file.listen.api), DEFAULT_API_LISTEN)?;
     let listen_feed = listen("listen.feed", flags.listen_feed.or(file.listen.feed), DEFAULT_FEED_LISTEN)?;
     let listen_raft = listen("listen.raft", flags.listen_raft.or(file.listen.raft), DEFAULT_RAFT_LISTEN)?;
@@ -226,7 +225,6 @@ fn build(file: File, flags: Flags) -> Result<Config, ConfigError> {
         flags.snapshot_after_entries.or(file.cluster.snapshot_after_entries),
         flags.entries_kept.or(file.cluster.entries_kept),
     )?;
-    let tls_dir = flags.tls_dir.or(file.tls.dir).unwrap_or_else(|| data_dir.join("tls"));
     let admin_token_file =
         flags.admin_token_file.or(file.auth.admin_token_file).unwrap_or_else(|| data_dir.join("admin.token"));
     let resolver = resolver(
@@ -245,7 +243,7 @@ fn build(file: File, flags: Flags) -> Result<Config, ConfigError> {
         peers,
         join,
         tuning,
-        tls_dir,
+        tls,
         admin_token_file,
         resolver,
     })

@@ -8,7 +8,7 @@ const WHOLE: &str = r#"
 node: { name: server-1, data_dir: /data }
 listen: { api: "127.0.0.1:1", feed: "127.0.0.1:2", raft: "127.0.0.1:3" }
 cluster: { advertise: "10.1.0.1:8081", peers: ["10.1.0.2:8081", "10.1.0.1:8081"], snapshot_after_entries: 500, entries_kept: 0 }
-tls: { dir: /tls }
+tls: { dir: /tls, check_interval_s: 2, renewal_interval_s: 60, verify_peer_names: false }
 auth: { admin_token_file: /token }
 resolver: { upstreams: ["10.1.0.53:53", "fd00::53"], min_interval_s: 1, max_interval_s: 2, linger_s: 3 }
 "#;
@@ -28,7 +28,7 @@ fn a_whole_file_fills_every_value() {
     assert_eq!(config.name, "server-1");
     assert_eq!(config.peers, ["10.1.0.1:8081", "10.1.0.2:8081"], "sorted");
     assert_eq!((config.tuning.snapshot_after_entries, config.tuning.entries_kept), (500, 0));
-    assert_eq!(config.tls_dir, Path::new("/tls"));
+    assert_eq!(config.tls.dir, Path::new("/tls"));
     assert_eq!(config.resolver.upstreams[1], "[fd00::53]:53".parse().unwrap());
     assert_eq!(config.resolver.linger, Duration::from_secs(3));
 }
@@ -37,7 +37,7 @@ fn a_whole_file_fills_every_value() {
 fn an_empty_file_is_a_cluster_of_one_with_defaults_below_the_data_directory() {
     let config = load("", &["--data-dir", "/x", "--node-name", "a"]).unwrap();
     assert_eq!(config.advertise, "a:8081");
-    assert_eq!(config.tls_dir, Path::new("/x/tls"));
+    assert_eq!(config.tls.dir, Path::new("/x/tls"));
     assert_eq!(config.admin_token_file, Path::new("/x/admin.token"));
 }
 

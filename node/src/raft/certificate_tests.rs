@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::Registry;
+use raft_store::NodeInfo;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -14,8 +15,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::link::{CallError, Purpose};
+use super::link::{CallError, Identity, Peers, Purpose};
 use super::refusal_tests::{Log, alone};
+use super::standing::Fence;
 use super::wire::{Request, Response};
 use crate::cluster::Cluster;
 use crate::tls::NodeTls;
@@ -245,4 +247,36 @@ async fn a_ca_is_exchanged_without_a_restart() {
     std::fs::copy(dir.path().join("tls/ca.key"), old_ca.path().join("tls/ca.key")).unwrap();
     knock(&node, dir.path(), issue(old_ca.path(), "left-behind", -DAY, DAY)).await;
     log.shows(&["refused a peer connection", "CN=left-behind"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_names_another_node_does_not_speak_for_a_member() {
+    let log = Log::start();
+    let dir = tempfile::tempdir().unwrap();
+    let node = alone(dir.path()).await;
+    let member = NodeInfo { name: "server-2".to_owned(), raft_address: "192.0.2.2:8081".to_owned() };
+    let id = node.id() ^ 1;
+    node.raft().add_learner(id, member.clone(), false).await.unwrap();
+    let call = async |name: &str, from, request: Request| {
+        let tls = NodeTls::prepare(&dir.path().join("tls"), name, &[]).unwrap();
+        let identity = Identity { id: from, reader: node.reader().clone() };
+        let peers = Peers::new(identity, tls, Fence::default());
+        let link = peers.link(&node.node().raft_address, Some(node.id()), Purpose::Forward);
+        link.call(request, Instant::now() + PATIENCE).await
+    };
+    let nothing = || Request::Propose { operations: Vec::new(), timeout_ms: 1_000 };
+    // It may ask.
+    assert!(matches!(call("server-3", id, Request::Status).await, Ok(Response::Status(_))));
+    let refused = call("server-3", id, nothing()).await.unwrap_err().to_string();
+    for part in ["server-2 at 192.0.2.2:8081", "its certificate names [server-3]"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    log.shows(&["refused a peer's request", "certificate=\"server-3\"", &format!("{id:016x}")]).await;
+    assert!(matches!(call("server-2", id, nothing()).await, Ok(Response::Proposed(_))));
+    // Nor for one that wants to become one.
+    let newcomer = Request::Join { id: id ^ 2, node: member, pristine: true };
+    let refused = call("server-3", id ^ 2, newcomer).await.unwrap_err().to_string();
+    assert!(refused.contains("its certificate names [server-3]"), "{refused}");
+    // An id that nobody knows cannot be checked.
+    assert!(matches!(call("server-3", id ^ 2, nothing()).await, Ok(Response::Proposed(_))));
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use openraft::{ChangeMembers, ServerState};
 use raft_store::NodeInfo;
-use raft_store::command::MemberAction;
+use raft_store::command::{MemberAction, Origin};
 use raft_store::types::NodeId;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -62,7 +62,7 @@ pub(crate) async fn remove(
     let change = if is_voter { ChangeMembers::RemoveVoters(gone) } else { ChangeMembers::RemoveNodes(gone) };
     change_members(cluster.raft(), change, deadline).await?;
     tracing::info!(node = %node, id = %format_args!("{id:016x}"), "a node was removed from the cluster");
-    cluster.record_done(origin, vec![member_event(MemberAction::Removed, id, &node)]).await;
+    cluster.record_best_effort(origin, vec![member_event(MemberAction::Removed, id, &node)]).await;
     Ok(MemberChanged::Removed { id, node })
 }
 
@@ -95,7 +95,8 @@ fn find_among(nodes: &[(&NodeId, &NodeInfo)], member: &str) -> Result<(NodeId, N
         .or_else(|| nodes.iter().find(|(id, _)| is_id(member, **id)))
         .map(|(id, node)| (**id, (*node).clone()))
         .ok_or_else(|| {
-            let names: Vec<_> = nodes.iter().map(|(_, node)| node.name.as_str()).collect();
+            let mut names: Vec<_> = nodes.iter().map(|(_, node)| node.name.as_str()).collect();
+            names.sort_unstable();
             let message = format!("{member} is no member of the cluster; members are {}", names.join(", "));
             ChangeRefusal::new(RefusalKind::NoSuchMember, message)
         })
@@ -176,7 +177,11 @@ pub(super) async fn hand_over_before_leaving(cluster: &Cluster, leaving: NodeId)
 }
 
 /// Makes another voter the leader. This node must be the leader.
-pub(crate) async fn step_down(cluster: &Cluster, to: Option<&str>) -> Result<MemberChanged, Refusal> {
+pub(crate) async fn step_down(
+    cluster: &Cluster,
+    to: Option<&str>,
+    origin: &Origin,
+) -> Result<MemberChanged, Refusal> {
     let metrics = metrics(cluster);
     let wanted = match to {
         None => None,
@@ -196,6 +201,10 @@ pub(crate) async fn step_down(cluster: &Cluster, to: Option<&str>) -> Result<Mem
         }
     };
     let heir = ready_heir(cluster, wanted).await?;
+    // Before: afterwards this node may not know whom to tell. It must not keep a leader in trouble from stepping down.
+    if let Some(node) = metrics.membership_config.membership().get_node(&heir) {
+        cluster.record_best_effort(origin, vec![member_event(MemberAction::Leads, heir, node)]).await;
+    }
     let (id, node) = hand_over(cluster, heir).await?;
     Ok(MemberChanged::Leads { id, node })
 }

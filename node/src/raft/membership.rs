@@ -226,7 +226,7 @@ pub(crate) async fn admit(
     if !voters.contains(&id) {
         done.insert(0, member_event(MemberAction::Added, id, &node));
     }
-    cluster.record_done(origin, done).await;
+    cluster.record_best_effort(origin, done).await;
     Ok(Admitted::Voter)
 }
 

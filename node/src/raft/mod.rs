@@ -19,6 +19,7 @@ pub(crate) mod link;
 pub(crate) mod membership;
 pub(crate) mod meter;
 pub(crate) mod network;
+mod peer_certificate;
 pub(crate) mod proposer;
 pub(crate) mod read_rounds;
 mod refusals;

@@ -12,7 +12,6 @@ use openraft::errors::RaftError;
 use openraft::raft::AppendEntriesResponse;
 use raft_store::TypeConfig;
 use raft_store::command::Origin;
-use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -25,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use super::change::ChangeRequest;
 use super::handshakes::{Handshake, Handshakes};
 use super::link::tune;
+use super::peer_certificate::PeerCertificate;
 use super::proposer::Condition;
 use super::refusals::Refusals;
 use super::snapshot::Incoming;
@@ -124,11 +124,11 @@ async fn welcome(
     drop(handshake);
     match accepted {
         Ok(Ok(stream)) => {
-            let certificate = names(stream.get_ref().1.peer_certificates());
+            let certificate = PeerCertificate::of(stream.get_ref().1.peer_certificates());
             let Ok(_permit) = connections.try_acquire_owned() else {
                 tracing::warn!(
                     peer = %remote,
-                    certificate,
+                    certificate = certificate.names(),
                     "refused a peer connection: {MAX_CONNECTIONS} are open"
                 );
                 return;
@@ -144,22 +144,13 @@ async fn welcome(
     }
 }
 
-/// The names in a peer's certificate: the node's own, and where it is reached.
-fn names(chain: Option<&[CertificateDer<'_>]>) -> String {
-    let Some(leaf) = chain.and_then(<[_]>::first) else { return String::new() };
-    let Ok(leaf) = webpki::EndEntityCert::try_from(leaf) else { return String::new() };
-    let names: Vec<_> = leaf.valid_dns_names().filter(|name| *name != "localhost").collect();
-    names.join(",")
-}
-
 type AppendResult = Result<AppendEntriesResponse<TypeConfig>, RaftError<TypeConfig>>;
 type PendingAppend = Pin<Box<dyn Future<Output = (u64, AppendResult)> + Send>>;
 
 struct PeerConnection {
     cluster: Cluster,
     remote: SocketAddr,
-    /// Names in the certificate that the peer showed.
-    certificate: String,
+    certificate: PeerCertificate,
     incoming: Option<Incoming>,
 }
 
@@ -203,7 +194,7 @@ impl PeerConnection {
                         Err(error) => {
                             tracing::warn!(
                                 peer = %self.remote,
-                                certificate = self.certificate,
+                                certificate = self.certificate.names(),
                                 %error,
                                 "closing a peer connection"
                             );
@@ -253,10 +244,11 @@ impl PeerConnection {
 
     async fn accept(&mut self, envelope: Envelope) -> Next {
         let Envelope { sequence, cluster, from, to, request } = envelope;
-        if let Err(refusal) = self.cluster.check_target(cluster, from, to, &request) {
+        let checked = self.cluster.check_target(cluster, from, to, &request);
+        if let Err(refusal) = checked.and_then(|()| self.certificate.check(&self.cluster, from, &request)) {
             tracing::warn!(
                 peer = %self.remote,
-                certificate = self.certificate,
+                certificate = self.certificate.names(),
                 from = %format_args!("{from:016x}"),
                 "refused a peer's request: this node says {refusal}"
             );

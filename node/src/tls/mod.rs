@@ -76,6 +76,7 @@ pub enum TlsError {
 pub struct NodeTls {
     files: Arc<Files>,
     current: Arc<RwLock<Arc<Loaded>>>,
+    verify_peer_names: bool,
 }
 
 /// Where certificates come from.
@@ -115,7 +116,21 @@ impl NodeTls {
             hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
         };
         let loaded = Loaded::load(dir, name)?;
-        Ok(Self { files: Arc::new(files), current: Arc::new(RwLock::new(Arc::new(loaded))) })
+        Ok(Self {
+            files: Arc::new(files),
+            current: Arc::new(RwLock::new(Arc::new(loaded))),
+            verify_peer_names: true,
+        })
+    }
+
+    /// Whether a peer's certificate must name the member it says it is; it must unless this is used.
+    #[must_use]
+    pub fn verifying_peer_names(self, verify_peer_names: bool) -> Self {
+        Self { verify_peer_names, ..self }
+    }
+
+    pub(crate) fn verifies_peer_names(&self) -> bool {
+        self.verify_peer_names
     }
 
     /// Takes the files as they are now into use.

@@ -13,11 +13,26 @@ use super::{CA_CERT_FILE, NodeTls};
 /// How often the files are looked at.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a certificate of our own CA is looked at for renewal.
-const RENEWAL_INTERVAL: Duration = Duration::from_secs(3_600);
+pub const RENEWAL_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// Files that could not be used are tried again after this time, also when nobody touches them: the clock may have been
 /// wrong, or the disk.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often what is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Intervals {
+    /// The files are looked at.
+    pub check: Duration,
+    /// A certificate of our own CA is looked at for renewal.
+    pub renewal: Duration,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self { check: CHECK_INTERVAL, renewal: RENEWAL_INTERVAL }
+    }
+}
 
 /// What is counted of certificates.
 #[derive(Debug, Clone)]
@@ -93,10 +108,11 @@ impl Reloader {
         Self { tls, metrics, loaded, failed: None, settling: None }
     }
 
-    /// Looks at the files every `interval`, and at once when `hangup` says so, until `stop`.
-    pub async fn run(mut self, interval: Duration, mut hangup: impl AsyncFnMut(), stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(interval);
-        let mut renewal = tokio::time::interval_at(Instant::now() + RENEWAL_INTERVAL, RENEWAL_INTERVAL);
+    /// Looks at the files at these intervals, and at once when `hangup` says so, until `stop`.
+    pub async fn run(mut self, intervals: Intervals, mut hangup: impl AsyncFnMut(), stop: CancellationToken) {
+        let Intervals { check, renewal } = intervals;
+        let mut ticks = tokio::time::interval(check);
+        let mut renewal = tokio::time::interval_at(Instant::now() + renewal, renewal);
         loop {
             let (told, renew) = tokio::select! {
                 () = stop.cancelled() => return,
