@@ -38,6 +38,7 @@ async fn the_description_lists_every_route() {
         "get /api/v1/backup",
         "post /api/v1/restore",
         "get /api/v1/status",
+        "get /api/v1/receipts/cuts",
         "get /api/v1/audit",
         "get /api/v1/cluster/members",
         "post /api/v1/cluster/members",
