@@ -109,11 +109,12 @@ impl Dirty {
         }
     }
 
-    pub(crate) fn merge(&mut self, mut other: Self) {
-        self.entries.append(&mut other.entries);
-        self.domains.append(&mut other.domains);
-        self.tokens.append(&mut other.tokens);
-        self.kept.append(&mut other.kept);
+    /// `other` is the smaller one: `append` would build the whole set anew for each of its keys.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.entries.extend(other.entries);
+        self.domains.extend(other.domains);
+        self.tokens.extend(other.tokens);
+        self.kept.extend(other.kept);
     }
 
     pub(crate) fn len(&self) -> usize {
