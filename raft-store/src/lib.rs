@@ -43,6 +43,7 @@ pub use fatal::{EXIT_DISK_FAILED, FatalHook};
 pub use features::FeatureLevel;
 pub use log::{LogSize, LogStore, SyncTimes, SyncTimesSnapshot};
 pub use machine::StateMachine;
+pub use machine::checkpoint::CheckpointPace;
 pub use reader::StateReader;
 pub use recovery::Recovery;
 pub use snapshot::{IncomingSnapshot, SnapshotFile, Snapshots};

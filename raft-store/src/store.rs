@@ -24,7 +24,7 @@ use crate::fatal::FatalHook;
 use crate::features::FeatureLevel;
 use crate::identity;
 use crate::log::LogStore;
-use crate::machine::checkpoint::{Checkpointer, GrowthLimit};
+use crate::machine::checkpoint::{CheckpointPace, Checkpointer, GrowthLimit};
 use crate::machine::{StateMachine, recover};
 use crate::reader::{self, StateReader};
 use crate::recovery;
@@ -39,6 +39,8 @@ pub struct StoreOptions {
     pub new_id: NodeId,
     /// When the disk counts as nearly full.
     pub space: SpaceLimits,
+    /// How soon the checkpoint follows.
+    pub checkpoint: CheckpointPace,
     /// Called when the disk fails. The default ends the process.
     pub on_fatal: FatalHook,
     /// The highest level this program applies; what is on disk must not be above it. Below
@@ -51,6 +53,7 @@ impl Default for StoreOptions {
         Self {
             new_id: 0,
             space: SpaceLimits::default(),
+            checkpoint: CheckpointPace::default(),
             on_fatal: FatalHook::default(),
             features: FeatureLevel::NEWEST,
         }
@@ -114,7 +117,7 @@ fn open_with(
     lock: Arc<DataDir>,
     space: Space,
 ) -> Result<Store, OpenError> {
-    let StoreOptions { new_id, on_fatal, features, .. } = options;
+    let StoreOptions { new_id, checkpoint: pace, on_fatal, features, .. } = options;
     recovery::finish(dir, &lock)?;
     let known_id = identity::read(dir)?;
     let log = LogStore::open(disk, dir, known_id, Arc::clone(&lock), &space, on_fatal.clone())?;
@@ -140,6 +143,7 @@ fn open_with(
         &recover::root(dir),
         (generation, &content),
         log.flushed(),
+        pace,
         GrowthLimit::default(),
         space.clone(),
         on_fatal.clone(),

@@ -11,13 +11,14 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use common::*;
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
 use openraft::vote::{RaftLeaderId, RaftVote};
 use openraft::{RaftLogReader, RaftSnapshotBuilder};
 use raft_store::types::Vote;
-use raft_store::{OpenError, Store};
+use raft_store::{CheckpointPace, OpenError, Store, StoreOptions};
 
 fn log_files(dir: &Path) -> Vec<std::path::PathBuf> {
     let files = fs::read_dir(dir.join("log")).unwrap().map(|file| file.unwrap().path());
@@ -276,7 +277,10 @@ const WRITER_DIR: &str = "RAFT_STORE_WRITER_DIR";
 #[tokio::test(flavor = "multi_thread")]
 async fn writer_process() {
     let Some(dir) = std::env::var_os(WRITER_DIR) else { return };
-    let mut store = open(Path::new(&dir)).await;
+    // Short steps: many of them are cut.
+    let checkpoint = CheckpointPace { interval: Duration::from_millis(20), ..CheckpointPace::default() };
+    let options = StoreOptions { checkpoint, ..options() };
+    let mut store = Store::open(Path::new(&dir), options).await.unwrap();
     catch_up(&mut store).await;
     let start = store.log.get_log_state().await.unwrap().last_log_id.map_or(0, |id| id.index + 1);
     for index in start.. {

@@ -31,6 +31,19 @@ fn transfer(from: &SnapshotFile, to: &Store) -> std::io::Result<Snapshot> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_not_ahead_of_the_checkpoint_which_is_kept_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    // Long before the checkpoint would follow by itself.
+    let (_leader, snapshot) = leader(dir.path(), 100).await;
+    let copy = image(dir.path());
+    let again = open(copy.path()).await;
+    assert_eq!(again.reader.state().revision(), snapshot.meta.last_log_id.unwrap().index);
+    let generations: Vec<_> =
+        fs::read_dir(copy.path().join("db")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(generations, ["0000000001"], "the checkpoint was written anew");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_installed_snapshot_is_the_state_at_once_and_after_a_restart() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (leader, snapshot) = leader(from.path(), 100).await;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -15,6 +16,8 @@ use crate::seat::{NODES, Seat};
 
 /// Entries that live meanwhile.
 const LIVE_ENTRIES: u64 = 100_000;
+/// The checkpoint follows within this time.
+const SETTLING: Duration = Duration::from_secs(15);
 /// Each overwrites an entry of its own again and again.
 const CLIENTS: usize = 256;
 /// `st_blocks` counts in these, bytes.
@@ -27,6 +30,7 @@ pub(super) async fn run(directory: &Path, writes: u64, report: &mut Report) -> R
     let mut clients = connect_everywhere(&cluster, CLIENTS).await?;
     give_entries(&mut clients, &numbers).await?;
     let sample = measure(&mut clients, Operation::Update, Extent::Count(writes), &numbers).await?;
+    tokio::time::sleep(SETTLING).await;
     let live = (LIVE_ENTRIES + CLIENTS as u64) * LIVE_BYTES_PER_ENTRY;
     let used = (0..NODES).map(|node| used_bytes(&cluster.data(node))).collect::<Result<Vec<_>>>()?;
     let most = used.into_iter().max().unwrap_or_default();

@@ -22,7 +22,8 @@ const RESTARTS: usize = 3;
 pub(super) async fn run(directory: &Path, entries: u64, report: &mut Report) -> Result<()> {
     let mut cluster = OutputGuard::start(Seat::on_loopback(), directory).await?;
     let before = memory(&mut cluster)?;
-    fill(&cluster, entries, COMMENT_BYTES, &Numbers::default()).await?;
+    let numbers = Numbers::default();
+    fill(&cluster, entries, COMMENT_BYTES, &numbers).await?;
     let after = memory(&mut cluster)?;
     let per_entry =
         median(&after.iter().zip(before).map(|(after, before)| after - before).collect::<Vec<_>>())
@@ -47,6 +48,15 @@ pub(super) async fn run(directory: &Path, entries: u64, report: &mut Report) -> 
         cluster.wait_node_ready(node).await?;
         times.push(start.elapsed().as_secs_f64());
     }
+    // In the midst of a write, so that the checkpoint is behind.
+    let first = numbers.take(REQUEST_ENTRIES);
+    let body = import_body(first..first + REQUEST_ENTRIES, COMMENT_BYTES)?;
+    cluster.import(&mut cluster.http(0).await?, &body).await?;
+    cluster.process(0).kill();
+    let start = Instant::now();
+    cluster.process(0).start_again()?;
+    cluster.wait_node_ready(0).await?;
+    report.set("open_1m_killed_s", start.elapsed().as_secs_f64());
     let reopened = median(&memory(&mut cluster)?) / entries as f64;
     report.set("rss_bytes_per_entry_1m_reopened", reopened.round());
     report.result(

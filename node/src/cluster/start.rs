@@ -188,7 +188,9 @@ async fn watch_leadership(raft: Raft, lead: watch::Sender<bool>, meter: Meter, s
         let (leads, leader) = {
             let metrics = metrics.borrow_and_update();
             let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(metrics.id);
-            (leads, metrics.current_leader.map(|id| (metrics.vote.leader_id.term, id)))
+            // The vote is the one on disk: for a moment it may be older than the leader.
+            let leader = metrics.current_leader.filter(|id| metrics.vote.leader_id.node_id == *id);
+            (leads, leader.map(|id| (metrics.vote.leader_id.term, id)))
         };
         if let Some(leader) = leader.filter(|leader| followed != Some(*leader))
             && followed.replace(leader).is_some()

@@ -40,8 +40,10 @@ use under_way::{Load, Place, UnderWay};
 const MAX_GATHERED_BYTES: usize = 256 * 1024;
 /// Largest write, which then has an entry of its own.
 pub(crate) const MAX_ENTRY_BYTES: usize = 1024 * 1024;
-/// Writes that may wait; one more is refused at once. Half of them are with the gatherer already.
+/// Writes that may wait in the queue; one more is refused at once.
 const QUEUE_PROPOSALS: usize = 4_096;
+/// Writes the gatherer takes from there: more than fit into one entry.
+const MAX_WAITING: usize = 2 * MAX_OPERATIONS_PER_BATCH;
 /// A leader that has not heard from a majority for this long holds writes back instead of logging them: they can then
 /// be refused with certainty when their time is over.
 const QUORUM_SILENCE: Duration = Duration::from_millis(500);
@@ -83,7 +85,7 @@ struct Proposal {
 impl Proposer {
     /// Starts the task; it ends when the last [`Proposer`] is dropped.
     pub(crate) fn start(raft: Raft, reader: &StateReader) -> Self {
-        let (queue, proposals) = mpsc::channel(QUEUE_PROPOSALS / 2);
+        let (queue, proposals) = mpsc::channel(QUEUE_PROPOSALS);
         let held_up = Arc::new(RwLock::new(()));
         let gatherer = Gatherer {
             raft,
@@ -201,7 +203,7 @@ impl Gatherer {
             }
             tokio::select! {
                 () = self.under_way.arrival() => {}
-                Some(proposal) = self.proposals.recv(), if self.waiting.len() < QUEUE_PROPOSALS / 2 => {
+                Some(proposal) = self.proposals.recv(), if self.waiting.len() < MAX_WAITING => {
                     self.waiting.push_back(proposal);
                 }
             }
@@ -209,7 +211,7 @@ impl Gatherer {
     }
 
     fn take_what_came(&mut self) {
-        while self.waiting.len() < QUEUE_PROPOSALS / 2
+        while self.waiting.len() < MAX_WAITING
             && let Ok(proposal) = self.proposals.try_recv()
         {
             self.waiting.push_back(proposal);

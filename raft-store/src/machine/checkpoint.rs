@@ -18,11 +18,9 @@ use crate::log::Flushed;
 use crate::snapshot::Content;
 use crate::space::{Space, SpaceState};
 
-/// A step is taken at the latest when so many keys have changed …
-const STEP_KEYS: usize = 50_000;
-/// … or when the oldest change is this old. Each step costs syncs that the log's own wait behind, and writes whole pages
-/// for single records; what a start has to replay instead takes less time than it took to write.
-const STEP_INTERVAL: Duration = Duration::from_secs(5);
+/// A snapshot waits so long for the checkpoint to reach what it holds: one that is ahead would be read in its place after
+/// a crash, and the whole checkpoint written anew. Where the disk has no room it is made all the same.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(5);
 /// A step that met a full disk is tried again after this time.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 /// … which doubles each time, up to this.
@@ -37,6 +35,23 @@ const REWRITE_MARGIN_BYTES: u64 = 64 * 1024 * 1024;
 const REWRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// Failures in a row, for another reason than a full disk, after which the disk counts as failed.
 const PATIENCE_STEPS: u32 = 30;
+
+/// When a step is taken.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckpointPace {
+    /// At the latest when so many keys have changed …
+    pub keys: usize,
+    /// … or when the oldest change is this old.
+    pub interval: Duration,
+}
+
+impl Default for CheckpointPace {
+    /// Each step costs syncs that the log's own wait behind, and writes whole pages for single records; what a start has
+    /// to replay instead takes less time than it took to write.
+    fn default() -> Self {
+        Self { keys: 50_000, interval: Duration::from_secs(5) }
+    }
+}
 
 /// Handle on the thread. Dropping it ends the thread, after the step it is in.
 #[derive(Debug)]
@@ -53,6 +68,7 @@ struct Shared {
     changed: Condvar,
     /// Held while a step or a whole generation is written.
     database: Mutex<Generation>,
+    pace: CheckpointPace,
     limit: GrowthLimit,
     space: Space,
     fatal: FatalHook,
@@ -118,9 +134,23 @@ struct Pending {
     /// The newest applied content, and what differs from the last step.
     next: Option<(Content, Dirty)>,
     since: Option<Instant>,
+    /// Somebody waits for the next step.
+    hurry: bool,
+    /// How often something was noted, and …
+    noted: u64,
+    /// … how much of that is written.
+    written: u64,
     /// Rises when another state was put in place: what was noted before must not be written over it.
     epoch: u64,
     ended: bool,
+}
+
+/// What is to be written next.
+struct NextStep {
+    content: Content,
+    dirty: Dirty,
+    epoch: u64,
+    noted: u64,
 }
 
 impl Checkpointer {
@@ -129,6 +159,7 @@ impl Checkpointer {
         root: &Path,
         (generation, content): (Generation, &Content),
         flushed: Arc<Flushed>,
+        pace: CheckpointPace,
         limit: GrowthLimit,
         space: Space,
         fatal: FatalHook,
@@ -137,12 +168,14 @@ impl Checkpointer {
         if let Generation::Superseded(_) = generation {
             pending.next = Some((content.clone(), Dirty::default()));
             pending.since = Some(Instant::now());
+            pending.noted = 1;
         }
         let shared = Arc::new(Shared {
             root: root.to_owned(),
             pending: Mutex::new(pending),
             changed: Condvar::new(),
             database: Mutex::new(generation),
+            pace,
             limit,
             space,
             fatal,
@@ -165,20 +198,13 @@ impl Checkpointer {
         };
         pending.next = Some((content, dirty));
         pending.since.get_or_insert_with(Instant::now);
-        self.shared.changed.notify_one();
+        pending.noted += 1;
+        self.shared.changed.notify_all();
     }
 
-    /// Blocks until what was noted is written, for which it does not wait for the interval.
-    #[cfg(test)]
-    fn settle(&self) {
-        let mut pending = self.shared.pending();
-        while pending.next.is_some() {
-            pending.since = Some(Instant::now() - STEP_INTERVAL);
-            self.shared.changed.notify_all();
-            pending = self.shared.changed.wait_timeout(pending, Duration::from_millis(1)).unwrap().0;
-        }
-        drop(pending);
-        drop(self.shared.generation());
+    /// For those who need the checkpoint as far as the state is.
+    pub(crate) fn catching_up(&self) -> CatchUp {
+        CatchUp(Arc::clone(&self.shared))
     }
 
     /// Puts `content` in the place of everything: a new generation is written beside the old one and counts from its
@@ -200,6 +226,7 @@ impl Replacement {
             let mut pending = shared.pending();
             pending.next = None;
             pending.since = None;
+            pending.written = pending.noted;
             pending.epoch += 1;
         }
         let mut generation = shared.generation();
@@ -212,11 +239,35 @@ impl Replacement {
                 let mut pending = shared.pending();
                 pending.next = Some((content.clone(), Dirty::default()));
                 pending.since = Some(Instant::now());
-                shared.changed.notify_one();
+                pending.noted += 1;
+                shared.changed.notify_all();
             }
             Err(reason) => return Err(reason),
         }
         Ok(())
+    }
+}
+
+/// Waits for the checkpoint, usable off the async threads.
+#[derive(Debug, Clone)]
+pub(crate) struct CatchUp(Arc<Shared>);
+
+impl CatchUp {
+    /// Blocks until what was noted is written, for which it does not wait for the interval, or [`CATCH_UP_PATIENCE`] is
+    /// over.
+    pub(crate) fn wait(&self) {
+        let until = Instant::now() + CATCH_UP_PATIENCE;
+        let mut pending = self.0.pending();
+        let wanted = pending.noted;
+        while pending.written < wanted && !pending.ended {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            pending.hurry = true;
+            self.0.changed.notify_all();
+            pending = self.0.changed.wait_timeout(pending, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 }
 
@@ -253,7 +304,7 @@ impl Shared {
     fn run(&self, flushed: &Flushed) {
         let (mut failures, mut full) = (0, 0);
         let mut rewrite_at = Instant::now();
-        while let Some((content, dirty, epoch)) = self.next_step() {
+        while let Some(NextStep { content, dirty, epoch, noted }) = self.next_step() {
             if let Some(applied) = content.applied
                 && !flushed.wait_for(applied.index)
             {
@@ -264,7 +315,13 @@ impl Shared {
                 continue;
             }
             match self.step(&mut generation, &content, &dirty, &mut rewrite_at) {
-                Ok(()) => (failures, full) = (0, 0),
+                Ok(()) => {
+                    (failures, full) = (0, 0);
+                    drop(generation);
+                    let mut pending = self.pending();
+                    pending.written = pending.written.max(noted);
+                    self.changed.notify_all();
+                }
                 // The log holds everything, so this can wait until there is room. sled cannot be used any more, and
                 // does not always say why.
                 Err(reason) if recover::is_no_space(&reason, &self.space) || failures < PATIENCE_STEPS => {
@@ -304,10 +361,10 @@ impl Shared {
     ) -> Result<(), String> {
         if !matches!(generation, Generation::Open(_)) {
             // All of it is read: not for nothing, again and again.
-            self.space.room_for("the checkpoint", REOPEN_BYTES).map_err(no_space)?;
+            self.space.room_for("the checkpoint", REOPEN_BYTES).map_err(recover::no_space)?;
         }
         if let Generation::Superseded(_) = generation {
-            return Database::create(&self.root, content).map(|new| switch(generation, new));
+            return recover::create(&self.root, content, &self.space).map(|new| switch(generation, new));
         }
         if let Generation::Closed(dir) = generation {
             // It holds the last step that succeeded, or, if it cannot be read, is written anew.
@@ -315,7 +372,8 @@ impl Shared {
                 Ok((database, _)) => *generation = Generation::Open(database),
                 Err(LoadError::Damaged(reason)) if !database::is_no_space(&reason) => {
                     tracing::warn!(reason, "the checkpoint is written anew");
-                    return Database::create(&self.root, content).map(|new| switch(generation, new));
+                    return recover::create(&self.root, content, &self.space)
+                        .map(|new| switch(generation, new));
                 }
                 Err(error) => return Err(error.to_string()),
             }
@@ -377,12 +435,12 @@ impl Shared {
     }
 
     /// Blocks until a step is due; `None` when there will be none any more.
-    fn next_step(&self) -> Option<(Content, Dirty, u64)> {
+    fn next_step(&self) -> Option<NextStep> {
         let mut pending = self.pending();
         loop {
             let due = match (&pending.next, pending.since) {
-                (Some((_, dirty)), Some(since)) if dirty.len() < STEP_KEYS => {
-                    Some(STEP_INTERVAL.saturating_sub(since.elapsed()))
+                (Some((_, dirty)), Some(since)) if dirty.len() < self.pace.keys && !pending.hurry => {
+                    Some(self.pace.interval.saturating_sub(since.elapsed()))
                 }
                 (Some(_), _) => Some(Duration::ZERO),
                 (None, _) => None,
@@ -391,8 +449,10 @@ impl Shared {
                 _ if pending.ended && pending.next.is_none() => return None,
                 Some(wait) if wait.is_zero() || pending.ended => {
                     pending.since = None;
-                    let epoch = pending.epoch;
-                    return pending.next.take().map(|(content, dirty)| (content, dirty, epoch));
+                    pending.hurry = false;
+                    let (epoch, noted) = (pending.epoch, pending.noted);
+                    let next = pending.next.take();
+                    return next.map(|(content, dirty)| NextStep { content, dirty, epoch, noted });
                 }
                 Some(wait) => {
                     pending =
@@ -402,12 +462,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// In words that [`database::is_no_space`] knows.
-#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-fn no_space(error: std::io::Error) -> String {
-    format!("{}: {error}", std::io::ErrorKind::StorageFull)
 }
 
 #[cfg(test)]

@@ -341,6 +341,22 @@ pub(crate) fn is_no_space(reason: &str) -> bool {
         || reason.contains("no storage space")
 }
 
+/// Bytes of the records of `content`, without their keys.
+pub(super) fn bytes_of(content: &Content) -> Result<u64, String> {
+    let state = &content.state;
+    let mut bytes = 0;
+    for entry in state.entries().values() {
+        bytes += codec::encode(&**entry).map_err(text)?.len();
+    }
+    for resolution in state.resolutions().values() {
+        bytes += codec::encode(&**resolution).map_err(text)?.len();
+    }
+    for answer in state.kept.answers() {
+        bytes += codec::encode(answer).map_err(text)?.len();
+    }
+    Ok(bytes as u64)
+}
+
 fn records_of(content: &Content) -> u64 {
     let state = &content.state;
     let kept = state.kept.answers().count();

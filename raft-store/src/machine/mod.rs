@@ -21,7 +21,7 @@ use crate::snapshot::{Content, SnapshotFile, Snapshots, format};
 use crate::space::Space;
 use crate::state::AppliedBatch;
 use crate::types::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
-use checkpoint::Checkpointer;
+use checkpoint::{CatchUp, Checkpointer};
 use database::Dirty;
 
 /// Entries taken from openraft at once, if so many are ready.
@@ -44,6 +44,7 @@ pub struct StateMachine {
 /// Builds a snapshot of the state as it was when the builder was made.
 pub struct SnapshotBuilder {
     content: Content,
+    checkpoint: CatchUp,
     snapshots: Snapshots,
     space: Space,
 }
@@ -172,6 +173,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
         SnapshotBuilder {
             content: self.content.clone(),
+            checkpoint: self.checkpointer.catching_up(),
             snapshots: self.snapshots.clone(),
             space: self.space.clone(),
         }
@@ -225,12 +227,16 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     /// Off the async threads, from a version of the state of its own: writes go on meanwhile.
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let (content, snapshots, space) = (self.content.clone(), self.snapshots.clone(), self.space.clone());
+        let checkpoint = self.checkpoint.clone();
         // An error here ends raft on this node, and the snapshot is what lets the log give its room back.
-        let build = move || match snapshots.build(&content) {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull && space.release() => {
-                snapshots.build(&content)
+        let build = move || {
+            checkpoint.wait();
+            match snapshots.build(&content) {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && space.release() => {
+                    snapshots.build(&content)
+                }
+                built => built,
             }
-            built => built,
         };
         tokio::task::spawn_blocking(build).await.map_err(io::Error::other)?
     }

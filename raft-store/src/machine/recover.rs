@@ -16,6 +16,10 @@ use crate::space::Space;
 use crate::types::LogId;
 
 const DIR_NAME: &str = "db";
+/// A generation is written only when so many times the bytes of what will be in it are free …
+const CREATE_TIMES: u64 = 2;
+/// … and so many more.
+const CREATE_MARGIN_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Where the generations of the checkpoint are.
 pub(crate) fn root(data_dir: &Path) -> PathBuf {
@@ -96,12 +100,18 @@ pub(crate) fn recover(
     }
 }
 
-/// A new generation; for it the reserve is given up if need be.
+/// A new generation, if there is room for it. The reserve is the log's, and so is what a generation would take that does
+/// not fit in the end: it can wait.
 pub(super) fn create(root: &Path, content: &Content, space: &Space) -> Result<Database, String> {
-    match Database::create(root, content) {
-        Err(reason) if is_no_space(&reason, space) && space.release() => Database::create(root, content),
-        created => created,
-    }
+    let needed = CREATE_TIMES * database::bytes_of(content)? + CREATE_MARGIN_BYTES;
+    space.room_for("the checkpoint", needed).map_err(no_space)?;
+    Database::create(root, content)
+}
+
+/// In words that [`database::is_no_space`] knows.
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+pub(super) fn no_space(error: std::io::Error) -> String {
+    format!("{}: {error}", std::io::ErrorKind::StorageFull)
 }
 
 /// sled does not always say why it fails.

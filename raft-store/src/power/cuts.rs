@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,11 +13,11 @@ use openraft::storage::{RaftLogStorage, RaftStateMachine};
 use openraft::{EntryPayload, RaftLogReader, RaftSnapshotBuilder};
 
 use super::{Ext4, IMAGE_BYTES, ROLE, again, in_own_namespace, no_reserve, run, with_limits};
-use crate::Store;
 use crate::disk::Disk;
 use crate::disk::watch::{Random, Watch};
 use crate::driving::{append, apply, catch_up, entry, log_id};
 use crate::types::Vote;
+use crate::{CheckpointPace, Store, StoreOptions};
 
 const ROUNDS: u64 = 10;
 const BROKEN_ROUNDS: u64 = 3;
@@ -111,7 +112,10 @@ async fn write_for_ever(dir: &Path) {
         }
         None => Disk::default(),
     };
-    let mut store = Store::open_on(disk, dir, with_limits(no_reserve())).await.unwrap();
+    // Short steps: many of them are cut.
+    let checkpoint = CheckpointPace { interval: Duration::from_millis(20), ..CheckpointPace::default() };
+    let options = StoreOptions { checkpoint, ..with_limits(no_reserve()) };
+    let mut store = Store::open_on(disk, dir, options).await.unwrap();
     catch_up(&mut store).await;
     let start = store.log.get_log_state().await.unwrap().last_log_id.map_or(0, |id| id.index + 1);
     let mut random = Random::new(start + 1);

@@ -37,6 +37,7 @@ fn a_checkpoint_that_has_grown_is_written_anew_and_holds_the_same() {
         dir.path(),
         (Generation::Open(database), &content),
         flushed,
+        CheckpointPace::default(),
         limit,
         Space::without_limits(dir.path()).unwrap(),
         fatal,
@@ -67,7 +68,7 @@ fn a_checkpoint_that_has_grown_is_written_anew_and_holds_the_same() {
         let dirty = step(&mut content, updates.collect());
         checkpointer.note(content.clone(), dirty);
         // Its step is taken at once.
-        checkpointer.settle();
+        checkpointer.catching_up().wait();
     }
     drop(checkpointer);
     let generations = super::database::generations(dir.path()).unwrap();
@@ -90,6 +91,7 @@ fn a_checkpoint_that_has_grown_is_left_as_it_is_while_the_disk_has_no_room_for_a
         dir.path(),
         (Generation::Open(database), &content),
         flushed,
+        CheckpointPace::default(),
         nothing_is_small,
         space,
         failed,
@@ -98,7 +100,7 @@ fn a_checkpoint_that_has_grown_is_left_as_it_is_while_the_disk_has_no_room_for_a
     if let openraft::EntryPayload::Normal(batch) = driving::entry(1).payload {
         let dirty = step(&mut content, batch.operations);
         checkpointer.note(content.clone(), dirty);
-        checkpointer.settle();
+        checkpointer.catching_up().wait();
     }
     drop(checkpointer);
     let generations = super::database::generations(dir.path()).unwrap();
