@@ -4,6 +4,8 @@
 //! It never goes beyond what is synced in this node's own log: an entry can be committed by the other two nodes before
 //! this disk has it, and a checkpoint ahead of the log makes openraft refuse to start.
 
+mod pace;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,9 +20,9 @@ use crate::log::Flushed;
 use crate::snapshot::Content;
 use crate::space::{Space, SpaceState};
 
-/// A snapshot waits so long for the checkpoint to reach what it holds: one that is ahead would be read in its place after
-/// a crash, and the whole checkpoint written anew. Where the disk has no room it is made all the same.
-const CATCH_UP_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) use pace::CatchUp;
+pub use pace::CheckpointPace;
+
 /// A step that met a full disk is tried again after this time.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 /// … which doubles each time, up to this.
@@ -35,23 +37,6 @@ const REWRITE_MARGIN_BYTES: u64 = 64 * 1024 * 1024;
 const REWRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// Failures in a row, for another reason than a full disk, after which the disk counts as failed.
 const PATIENCE_STEPS: u32 = 30;
-
-/// When a step is taken.
-#[derive(Debug, Clone, Copy)]
-pub struct CheckpointPace {
-    /// At the latest when so many keys have changed …
-    pub keys: usize,
-    /// … or when the oldest change is this old.
-    pub interval: Duration,
-}
-
-impl Default for CheckpointPace {
-    /// Each step costs syncs that the log's own wait behind, and writes whole pages for single records; what a start has
-    /// to replay instead takes less time than it took to write.
-    fn default() -> Self {
-        Self { keys: 50_000, interval: Duration::from_secs(5) }
-    }
-}
 
 /// Handle on the thread. Dropping it ends the thread, after the step it is in.
 #[derive(Debug)]
@@ -181,8 +166,10 @@ impl Checkpointer {
             fatal,
         });
         let (of_thread, until) = (Arc::clone(&shared), Arc::clone(&flushed));
-        let thread =
-            std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || of_thread.run(&until))?;
+        let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || {
+            pace::step_back();
+            of_thread.run(&until);
+        })?;
         Ok(Self { shared, flushed, thread: Some(thread) })
     }
 
@@ -245,29 +232,6 @@ impl Replacement {
             Err(reason) => return Err(reason),
         }
         Ok(())
-    }
-}
-
-/// Waits for the checkpoint, usable off the async threads.
-#[derive(Debug, Clone)]
-pub(crate) struct CatchUp(Arc<Shared>);
-
-impl CatchUp {
-    /// Blocks until what was noted is written, for which it does not wait for the interval, or [`CATCH_UP_PATIENCE`] is
-    /// over.
-    pub(crate) fn wait(&self) {
-        let until = Instant::now() + CATCH_UP_PATIENCE;
-        let mut pending = self.0.pending();
-        let wanted = pending.noted;
-        while pending.written < wanted && !pending.ended {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            pending.hurry = true;
-            self.0.changed.notify_all();
-            pending = self.0.changed.wait_timeout(pending, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
     }
 }
 
