@@ -273,14 +273,19 @@ impl Config {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn load_for_cleanup(flags: &Flags) -> Result<(FirewallKind, Vec<IpNet>), ConfigError> {
+    pub fn load_for_cleanup(flags: &Flags) -> Result<(FirewallKind, Vec<IpNet>, PathBuf), ConfigError> {
         let file = match &flags.config {
             Some(path) => File::read(path)?,
             None => File::default(),
         };
         let cidrs =
             if flags.internal_cidrs.is_empty() { &file.internal_cidrs } else { &flags.internal_cidrs };
-        Ok((flags.firewall.or(file.firewall).unwrap_or_default(), check_cidrs(cidrs)?))
+        let state_dir = flags.state_dir.clone().or(file.state_dir.clone());
+        Ok((
+            flags.firewall.or(file.firewall).unwrap_or_default(),
+            check_cidrs(cidrs)?,
+            state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+        ))
     }
 }
 

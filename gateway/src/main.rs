@@ -1,14 +1,15 @@
 //! The gateway daemon: arguments, log, signals, exit code. The rest is in the library.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use gateway::config::{Config, FirewallKind, Flags, LogFormat, Unlisted};
 use gateway::feed::Timings;
 use gateway::firewall::{
-    DrainLimits, DryRunFirewall, Firewall, FirewallError, KernelFirewall, KernelOptions, Mode, check_host,
-    close_forwarding,
+    DrainLimits, DryRunFirewall, Firewall, FirewallError, KernelFirewall, KernelOptions, Mode,
+    check_forwarding, check_host, close_forwarding, close_unguarded,
 };
 use gateway::run::{Parts, run};
 use gateway::single::{OnlyGateway, OnlyGatewayError};
@@ -40,15 +41,22 @@ fn main() -> ExitCode {
 
 fn start(flags: &Flags) -> anyhow::Result<()> {
     if flags.cleanup {
-        let (kind, internal_cidrs) = Config::load_for_cleanup(flags)?;
+        let (kind, internal_cidrs, state_dir) = Config::load_for_cleanup(flags)?;
         let options = KernelOptions { internal_cidrs, ..KernelOptions::default() };
         // A gateway that runs would take what is removed for somebody's mistake, and repair it.
-        let _only = only_gateway(kind)?;
+        let _only = only_gateway(kind, &state_dir)?;
         return driver(kind, options)?.cleanup().context("clean up");
     }
     let config = Config::load(flags)?;
-    let _only = only_gateway(config.firewall)?;
-    close(&config)?;
+    // Whether or not this is the only gateway: whoever else it is may do nothing.
+    let only = only_gateway(config.firewall, &config.state_dir);
+    let beside_another = matches!(only, Err(OnlyGatewayError::Taken(_)));
+    let closed = close(&config, beside_another);
+    let _only = only?;
+    closed?;
+    if config.firewall == FirewallKind::Kernel {
+        check_forwarding()?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -65,19 +73,21 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
 }
 
 /// A dry run may go on beside a gateway.
-fn only_gateway(kind: FirewallKind) -> Result<Option<OnlyGateway>, OnlyGatewayError> {
-    (kind == FirewallKind::Kernel).then(OnlyGateway::become_it).transpose()
+fn only_gateway(kind: FirewallKind, state_dir: &Path) -> Result<Option<OnlyGateway>, OnlyGatewayError> {
+    (kind == FirewallKind::Kernel).then(|| OnlyGateway::become_it(state_dir)).transpose()
 }
 
-/// The first touch of the kernel: whatever fails from here on, nothing passes that did not pass before.
-fn close(config: &Config) -> Result<(), FirewallError> {
+/// The first touch of the kernel: whatever fails from here on, nothing passes that did not pass before. Beside another
+/// gateway what stands is that one's.
+fn close(config: &Config, beside_another: bool) -> Result<(), FirewallError> {
     if config.firewall == FirewallKind::DryRun {
         return Ok(());
     }
     if config.unlisted.policy.mode == Mode::Audit {
         tracing::warn!("audit: nothing is blocked; what is not listed passes and is counted");
     }
-    let closed = close_forwarding(&options(config));
+    let closed =
+        if beside_another { close_unguarded(&options(config)) } else { close_forwarding(&options(config)) };
     // What is missing explains best why it could not be closed.
     check_host()?;
     closed

@@ -162,8 +162,16 @@ fn a_second_gateway_and_a_clean_up_refuse_while_the_first_runs_and_it_ends_on_si
     }
     // Its state directory is its own, the machine is not.
     let elsewhere = tempfile::tempdir().unwrap();
-    let said = refused(on_the_kernel(&fixture.cluster, elsewhere.path()));
+    let all = || String::from_utf8(Command::new("iptables-save").output().unwrap().stdout).unwrap();
+    let rules_of =
+        |saved: String| saved.lines().filter(|l| l.starts_with("-A")).map(str::to_owned).collect::<Vec<_>>();
+    let before = rules_of(all());
+    let mut second = on_the_kernel(&fixture.cluster, elsewhere.path());
+    // Its rules would be others.
+    second.args(["--internal-cidr", "10.0.0.0/8"]);
+    let said = refused(second);
     assert!(said.contains("another gateway process is running in this network namespace"), "{said}");
+    assert_eq!(rules_of(all()), before, "what stands is the first's");
     let clean_up = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
         command.arg("--cleanup").stderr(Stdio::piped()).stdout(Stdio::null());
@@ -178,6 +186,50 @@ fn a_second_gateway_and_a_clean_up_refuse_while_the_first_runs_and_it_ends_on_si
     assert!(ended(first).status.success());
     assert!(ended(clean_up().spawn().unwrap()).status.success());
     assert!(!rules().contains("OG-FORWARD"));
+}
+
+/// Everybody may bind names of the abstract namespace.
+#[test]
+fn no_other_user_can_keep_the_gateway_from_starting() {
+    use std::os::linux::net::SocketAddrExt;
+    let fixture = Fixture::new();
+    leave_the_machine();
+    let name = std::os::unix::net::SocketAddr::from_abstract_name("outputguard-gateway").unwrap();
+    let _bound = std::os::unix::net::UnixListener::bind_addr(&name).unwrap();
+    let mut gateway = on_the_kernel(&fixture.cluster, fixture.state.path());
+    let mut gateway = gateway.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while !fixture.state.path().join("state.log.1").exists() {
+        assert!(started.elapsed() < DEADLINE && gateway.try_wait().unwrap().is_none(), "it must run");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+}
+
+#[test]
+fn a_gateway_that_finds_the_lock_taken_closes_forwarding_before_it_ends() {
+    let fixture = Fixture::new();
+    leave_the_machine();
+    // Root does hold it, and does nothing.
+    let _idle = gateway::single::OnlyGateway::become_it(fixture.state.path()).unwrap();
+    let said = refused(on_the_kernel(&fixture.cluster, fixture.state.path()));
+    assert!(said.contains("another gateway process is running"), "{said}");
+    for program in ["iptables", "ip6tables"] {
+        let rules = Command::new(program).arg("-S").output().unwrap().stdout;
+        let rules = String::from_utf8(rules).unwrap();
+        assert!(rules.contains("-A FORWARD -j OG-FORWARD\n-A OG-FORWARD -j DROP"), "{rules}");
+    }
+}
+
+#[test]
+fn clean_up_needs_no_forwarding() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
+    let child = command.arg("--cleanup").stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let Output { status, stderr, .. } = ended(child);
+    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
 }
 
 #[test]

@@ -120,6 +120,14 @@ impl Chains {
         self.lead_in(Chain::Forward)
     }
 
+    /// Closes the way when there is no chain or no jump to it; leaves alone what stands.
+    pub(super) fn close_where_unguarded(&self) -> Result<(), FirewallError> {
+        let chain = Chain::Forward;
+        let present = self.listing(chain.table(), chain.parent())?.unwrap_or_default();
+        let stands = self.body(chain)?.is_some() && present.iter().any(|rule| leads_to(rule, chain));
+        if stands { Ok(()) } else { self.close_where_open().map(drop) }
+    }
+
     /// True when all our jumps are in their places.
     pub(super) fn is_led_in(&self) -> Result<bool, FirewallError> {
         for chain in Chain::BOTH {

@@ -14,8 +14,7 @@ const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 /// `CAP_NET_ADMIN` of capabilities(7).
 const CAP_NET_ADMIN: u32 = 12;
 
-/// Checks capability, programs, kernel support and forwarding. It changes nothing: switching on forwarding belongs to
-/// whoever runs the machine.
+/// Checks capability, programs and kernel support. It changes nothing.
 ///
 /// # Errors
 /// [`FirewallError::Missing`] with everything that is missing and the command that gives it.
@@ -43,9 +42,22 @@ pub fn check_host() -> Result<(), FirewallError> {
             "{error}; install a kernel with conntrack over netlink and run `modprobe -a nf_conntrack nf_conntrack_netlink`"
         ));
     }
-    for key in forwarding_off(Path::new("/proc/sys/net")) {
-        missing.push(format!("forwarding is off; run `sysctl -w {key}=1` and keep it in /etc/sysctl.d/"));
-    }
+    all_there(&missing)
+}
+
+/// Checks that the machine forwards, which only enforcement needs: switching it on belongs to whoever runs the machine.
+///
+/// # Errors
+/// [`FirewallError::Missing`] with the commands that switch it on.
+pub fn check_forwarding() -> Result<(), FirewallError> {
+    let off = forwarding_off(Path::new("/proc/sys/net"));
+    let missing: Vec<String> = (off.iter())
+        .map(|key| format!("forwarding is off; run `sysctl -w {key}=1` and keep it in /etc/sysctl.d/"))
+        .collect();
+    all_there(&missing)
+}
+
+fn all_there(missing: &[String]) -> Result<(), FirewallError> {
     if missing.is_empty() { Ok(()) } else { Err(FirewallError::Missing(missing.join("; "))) }
 }
 

@@ -49,6 +49,21 @@ pub fn close_forwarding(options: &KernelOptions) -> Result<(), FirewallError> {
     Ok(())
 }
 
+/// The same beside a process that says it is the gateway here: where its chain and a jump to it stand, it is left alone,
+/// whatever they say, and only where they are missing the way is closed.
+///
+/// # Errors
+/// As [`close_forwarding`].
+pub fn close_unguarded(options: &KernelOptions) -> Result<(), FirewallError> {
+    let mut failure = None;
+    for chains in &chains(options) {
+        if let Err(error) = chains.close_where_unguarded() {
+            failure = failure.or(Some(error));
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
 fn chains(options: &KernelOptions) -> [Chains; 2] {
     Family::BOTH.map(|family| Chains::new(family, &options.internal_cidrs, options.policy.mode))
 }

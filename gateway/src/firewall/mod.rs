@@ -42,8 +42,8 @@ mod sets;
 pub use cut::CutSink;
 pub use drain::{DRAIN_IDLE, DRAIN_LIMIT, DrainLimits};
 pub use dry_run::{DryRunFirewall, Plan};
-pub use host::check_host;
-pub use kernel::{KernelFirewall, close_forwarding};
+pub use host::{check_forwarding, check_host};
+pub use kernel::{KernelFirewall, close_forwarding, close_unguarded};
 pub use layout::KernelOptions;
 pub use rules::{Deny, Mode, Policy};
 
