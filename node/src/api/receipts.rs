@@ -8,9 +8,12 @@ use utoipa::{IntoParams, ToSchema};
 use super::AppState;
 use super::entry_view::rfc3339;
 use super::input::Params;
-use super::problem::{Problem, ProblemBody};
+use super::problem::{Code, Problem, ProblemBody};
 use crate::auth::Viewer;
-use crate::feed::receipts::{CutReceipt, MAX_CUT_RECEIPTS};
+use crate::feed::receipts::{CutPage, CutReceipt};
+
+const DEFAULT_PAGE_RECEIPTS: usize = 50;
+const MAX_PAGE_RECEIPTS: usize = 200;
 
 /// What to list.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -18,15 +21,32 @@ use crate::feed::receipts::{CutReceipt, MAX_CUT_RECEIPTS};
 #[into_params(parameter_in = Query)]
 pub(super) struct Filter {
     /// Only of this gateway.
+    #[param(required = false)]
     gateway: Option<String>,
     /// Only of this revision and later ones.
+    #[param(required = false)]
     since: Option<u64>,
+    /// At most so many, from 1 to 200; 50 when left out. A page that would show more than 20,000 elements is shorter.
+    #[param(required = false, minimum = 1, maximum = 200)]
+    limit: Option<usize>,
+    /// `next_cursor` of the page before.
+    #[param(required = false)]
+    cursor: Option<String>,
+}
+
+/// A page of receipts.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CutReceiptPage {
+    /// Newest first.
+    receipts: Vec<CutView>,
+    /// Give it as `cursor` for the next page; null on the last page.
+    next_cursor: Option<String>,
 }
 
 /// Flows that a gateway took out of its kernel's table, for one reason.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = CutReceipt)]
-pub(super) struct CutView {
+struct CutView {
     gateway: String,
     /// Newest revision whose consequences it shows.
     revision: u64,
@@ -60,33 +80,50 @@ struct CutElementView {
 
 /// Shows flows that gateways cut
 ///
-/// Newest first, at most 1,000: what gateways with a session on the answering node said since it started.
+/// Newest first: what gateways with a session on the answering node said since it started, the newest 1,000. Pages go on
+/// at the node that showed the first one.
 #[utoipa::path(get, path = "/api/v1/receipts/cuts", tag = "about", params(Filter), responses(
-    (status = 200, body = Vec<CutView>),
+    (status = 200, body = CutReceiptPage),
     (status = 400, body = ProblemBody, content_type = "application/problem+json"),
     (status = 401, body = ProblemBody, content_type = "application/problem+json")))]
 pub(super) async fn cuts(
     State(app): State<AppState>,
     _: Viewer,
     Params(filter): Params<Filter>,
-) -> Result<Json<Vec<CutView>>, Problem> {
-    let receipts = app.sessions().receipts().newest(MAX_CUT_RECEIPTS, |receipt| {
-        filter.gateway.as_ref().is_none_or(|gateway| *gateway == receipt.gateway)
+) -> Result<Json<CutReceiptPage>, Problem> {
+    let limit = filter.limit.unwrap_or(DEFAULT_PAGE_RECEIPTS);
+    if !(1..=MAX_PAGE_RECEIPTS).contains(&limit) {
+        let detail = format!("limit is {limit}; it goes from 1 to {MAX_PAGE_RECEIPTS}");
+        return Err(Problem::new(Code::InvalidQuery, detail));
+    }
+    let before = match filter.cursor.as_deref().map(str::parse) {
+        None => None,
+        Some(Ok(before)) => Some(before),
+        Some(Err(_)) => {
+            let detail = "give the `next_cursor` of the page before as it is, or leave cursor out to begin";
+            return Err(Problem::new(Code::InvalidCursor, detail));
+        }
+    };
+    let CutPage { receipts, next_before } = app.sessions().receipts().page(before, limit, |receipt| {
+        filter.gateway.as_deref().is_none_or(|gateway| *gateway == *receipt.gateway)
             && filter.since.is_none_or(|since| receipt.report.revision >= since)
     });
-    Ok(Json(receipts.into_iter().map(CutView::from).collect()))
+    Ok(Json(CutReceiptPage {
+        receipts: receipts.iter().map(CutView::from).collect(),
+        next_cursor: next_before.map(|before| before.to_string()),
+    }))
 }
 
-impl From<CutReceipt> for CutView {
-    fn from(CutReceipt { gateway, report }: CutReceipt) -> Self {
-        let element = |part: allowlist::feed::CutElement| CutElementView {
+impl From<&CutReceipt> for CutView {
+    fn from(CutReceipt { gateway, report, .. }: &CutReceipt) -> Self {
+        let element = |part: &allowlist::feed::CutElement| CutElementView {
             element: part.element.to_string(),
             flows: part.flows,
             bytes_out: part.bytes_out,
             bytes_in: part.bytes_in,
         };
         Self {
-            gateway,
+            gateway: gateway.as_ref().to_owned(),
             revision: report.revision,
             cause: report.cause.word(),
             flows: report.flows,
@@ -95,7 +132,7 @@ impl From<CutReceipt> for CutView {
             bytes_in: report.bytes_in,
             at: rfc3339(report.at_ms),
             took_us: report.took_us,
-            elements: report.elements.into_iter().map(element).collect(),
+            elements: report.elements.iter().map(element).collect(),
         }
     }
 }

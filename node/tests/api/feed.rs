@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::gateway::Gateway;
-use crate::harness::{Server, eventually};
+use crate::harness::{Server, eventually, problem};
 
 fn host(last: u8) -> Element {
     Element::host(IpAddr::from([9, 9, 9, last]), None)
@@ -238,8 +238,11 @@ async fn receipts_of_cut_flows_are_listed_newest_first_and_counted() {
     gateway.say(&ToServer::Cut(report(7, CutCause::Revoked))).await;
     gateway.say(&ToServer::Cut(report(8, CutCause::Drained))).await;
     let path = "/api/v1/receipts/cuts";
-    eventually("both are listed", async || server.read(path).await.as_array().unwrap().len() == 2).await;
+    let listed = async || server.read(path).await["receipts"].as_array().unwrap().len();
+    eventually("both are listed", async || listed().await == 2).await;
     let shown = server.read(path).await;
+    assert_eq!(shown["next_cursor"], Value::Null);
+    let shown = &shown["receipts"];
     assert_eq!((&shown[0]["revision"], &shown[0]["cause"]), (&json!(8), &json!("drained")));
     let expected = json!({
         "gateway": "gw-1", "revision": 7, "cause": "revoked", "flows": 3, "uncounted": 1, "bytes_out": 600,
@@ -247,8 +250,25 @@ async fn receipts_of_cut_flows_are_listed_newest_first_and_counted() {
         "elements": [{"element": "9.9.9.1/32", "flows": 3, "bytes_out": 600, "bytes_in": 9000}],
     });
     assert_eq!(shown[1], expected);
-    assert_eq!(server.read(&format!("{path}?since=8")).await.as_array().unwrap().len(), 1);
-    assert_eq!(server.read(&format!("{path}?gateway=gw-2")).await, json!([]));
+    assert_eq!(server.read(&format!("{path}?since=8")).await["receipts"].as_array().unwrap().len(), 1);
+    assert_eq!(server.read(&format!("{path}?gateway=gw-2")).await["receipts"], json!([]));
+
+    let page = server.read(&format!("{path}?limit=1")).await;
+    assert_eq!(
+        (&page["receipts"][0]["revision"], page["receipts"].as_array().unwrap().len()),
+        (&json!(8), 1)
+    );
+    let cursor = page["next_cursor"].as_str().unwrap();
+    let page = server.read(&format!("{path}?limit=1&cursor={cursor}")).await;
+    assert_eq!((&page["receipts"], &page["next_cursor"]), (&json!([expected]), &Value::Null));
+    for (query, code, told) in [
+        ("limit=0", "invalid_query", "from 1 to 200"),
+        ("limit=201", "invalid_query", "from 1 to 200"),
+        ("cursor=newest", "invalid_cursor", "next_cursor"),
+    ] {
+        let detail = problem(server.get(&format!("{path}?{query}")).await, 400, code).await;
+        assert!(detail.contains(told), "{detail}");
+    }
     let counted = "outputguard_feed_cut_flows_total{cause=\"revoked\",gateway=\"gw-1\"}";
     assert_eq!(server.metric(counted).await, 3.0);
 }
