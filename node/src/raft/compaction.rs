@@ -1,7 +1,7 @@
 //! Decides when this node makes a snapshot, after which raft drops old log entries: after a number of entries, or when
 //! the log has grown large.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::LogIdOptionExt as _;
 use openraft::async_runtime::WatchReceiver as _;
@@ -19,6 +19,9 @@ use super::{Metrics, Raft};
 const SHARE: u64 = 3;
 /// How often the log is looked at.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// A snapshot that was asked for and is not there after this time is asked for again: its making failed, or raft passed
+/// over it because another one was being made.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The log's numbers as of the last look, for metrics. Nobody else holds the log: it keeps the data directory open.
 #[derive(Debug, Clone)]
@@ -33,6 +36,41 @@ impl LogStanding {
     }
 }
 
+/// The snapshot that was asked for and is still to come. Raft makes one at a time and silently passes over what is asked
+/// meanwhile, so nothing may be taken for done that is only asked for.
+#[derive(Debug, Default)]
+struct Asked {
+    open: Option<Ask>,
+}
+
+#[derive(Debug)]
+struct Ask {
+    /// Where the newest snapshot ended.
+    before: u64,
+    at: Instant,
+}
+
+impl Asked {
+    /// One was asked for while the newest reached to `done`.
+    fn ask(&mut self, done: u64, now: Instant) {
+        self.open = Some(Ask { before: done, at: now });
+    }
+
+    /// Whether it is still to come, when the newest one reaches to `done`. Any newer one settles it: what was asked for
+    /// while that one was made was passed over.
+    fn is_open(&mut self, done: u64, now: Instant) -> bool {
+        let Some(ask) = &self.open else { return false };
+        if done == ask.before && now.saturating_duration_since(ask.at) < PATIENCE {
+            return true;
+        }
+        if done == ask.before {
+            tracing::warn!(done, "the snapshot that was asked for did not come; it is asked for again");
+        }
+        self.open = None;
+        false
+    }
+}
+
 /// Runs until `stop`, or until raft ends.
 pub(crate) async fn run(
     raft: Raft,
@@ -43,7 +81,7 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let metrics = raft.metrics();
-    let mut last = snapshot_index(&metrics.borrow_watched());
+    let mut asked = Asked::default();
     let mut threshold = jittered(tuning.snapshot_after_entries);
     let share_bytes = tuning.max_log_bytes / SHARE;
     let mut put_off = false;
@@ -57,8 +95,6 @@ pub(crate) async fn run(
             let metrics = metrics.borrow_watched();
             (metrics.last_applied.index().unwrap_or(0), snapshot_index(&metrics))
         };
-        // One that came from the leader counts too.
-        last = last.max(done);
         standing.send_replace(LogStanding::of(&log));
         // Entries that are kept behind a snapshot are counted by openraft; their bytes are counted here.
         if let Some(upto) = log.surplus(done, share_bytes)
@@ -66,8 +102,12 @@ pub(crate) async fn run(
         {
             return;
         }
-        let behind = applied.saturating_sub(last);
-        let large = behind > 0 && log.bytes_after(last) > share_bytes;
+        // One that came from the leader counts too.
+        if asked.is_open(done, Instant::now()) {
+            continue;
+        }
+        let behind = applied.saturating_sub(done);
+        let large = behind > 0 && log.bytes_after(done) > share_bytes;
         if behind < threshold && !large {
             continue;
         }
@@ -83,7 +123,7 @@ pub(crate) async fn run(
         if raft.trigger().snapshot().await.is_err() {
             return;
         }
-        last = applied;
+        asked.ask(done, Instant::now());
         threshold = jittered(tuning.snapshot_after_entries);
     }
 }
@@ -96,4 +136,27 @@ fn snapshot_index(metrics: &Metrics) -> u64 {
 fn jittered(entries: u64) -> u64 {
     let tenth = entries / 10;
     rand::rng().random_range(entries - tenth..=entries + tenth).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_asked_for_once_until_a_newer_one_is_there_and_again_when_none_comes() {
+        let mut asked = Asked::default();
+        let start = Instant::now();
+        assert!(!asked.is_open(0, start));
+        asked.ask(0, start);
+        assert!(asked.is_open(0, start) && asked.is_open(0, start + PATIENCE / 2));
+        // Another one, that was under way when this one was asked for, counts: what it lacks has to be asked for again.
+        assert!(!asked.is_open(40, start + PATIENCE / 2));
+        assert!(!asked.is_open(40, start + PATIENCE / 2));
+
+        // Its making failed.
+        asked.ask(40, start);
+        assert!(!asked.is_open(40, start + PATIENCE));
+        asked.ask(40, start + PATIENCE);
+        assert!(asked.is_open(40, start + PATIENCE));
+    }
 }
