@@ -41,7 +41,7 @@ use crate::raft::{Raft, bootstrap};
 pub use crate::raft::change::{ChangeRefusal, MemberChange, MemberChanged, RefusalKind};
 pub use crate::raft::settings::Tuning;
 pub use features::{FeatureStanding, InactiveFeature};
-pub(crate) use heirs::{Heir, heirs};
+pub(crate) use heirs::{Heir, heirs, staying_voters};
 pub(crate) use leaving::Leaving;
 pub(crate) use member_events::event as member_event;
 pub use members::ChangeError;

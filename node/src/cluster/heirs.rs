@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use openraft::{Instant as _, LogIdOptionExt as _, ServerState};
+use openraft::{Instant as _, LogIdOptionExt as _, Membership, ServerState};
+use raft_store::NodeInfo;
 use raft_store::types::NodeId;
 
 use crate::raft::Metrics;
@@ -39,14 +40,7 @@ pub(crate) fn heirs(metrics: &Metrics) -> Vec<Heir> {
         return Vec::new();
     };
     let last = metrics.last_log_index.unwrap_or(0);
-    let mut heirs: Vec<_> = metrics
-        .membership_config
-        .membership()
-        .get_joint_config()
-        .last()
-        .into_iter()
-        .flatten()
-        .copied()
+    let mut heirs: Vec<_> = staying_voters(metrics.membership_config.membership())
         .filter(|voter| *voter != metrics.id)
         .map(|id| {
             let at = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
@@ -61,6 +55,11 @@ pub(crate) fn heirs(metrics: &Metrics) -> Vec<Heir> {
         .collect();
     heirs.sort_unstable_by(|a, b| b.cmp(a));
     heirs
+}
+
+/// The voters, without those on their way out.
+pub(crate) fn staying_voters(membership: &Membership<NodeId, NodeInfo>) -> impl Iterator<Item = NodeId> {
+    membership.get_joint_config().last().into_iter().flatten().copied()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use openraft::{ChangeMembers, ServerState};
+use openraft::{ChangeMembers, Membership, ServerState};
 use raft_store::NodeInfo;
 use raft_store::command::{MemberAction, Origin};
 use raft_store::types::NodeId;
@@ -18,7 +18,7 @@ use super::membership::{
     ALIVE_TIMEOUT, Asked, ChangeAllowed, busy, change_allowed, change_members, metrics, settle,
 };
 use super::wire::{Refusal, Request, Response};
-use crate::cluster::{Cluster, Heir, heirs, leader_of, member_event};
+use crate::cluster::{Cluster, Heir, heirs, leader_of, member_event, staying_voters};
 
 /// A node that leaves has this long to finish what is under way on it.
 pub(crate) const LEAVING_TIME: Duration = Duration::from_secs(3);
@@ -190,10 +190,7 @@ pub(crate) async fn step_down(
             if id == cluster.id() {
                 return Ok(MemberChanged::Leads { id, node });
             }
-            if !metrics.membership_config.membership().voter_ids().any(|voter| voter == id) {
-                let message = format!("{node} is still a learner and cannot lead");
-                return Err(Refusal::Change(ChangeRefusal::new(RefusalKind::Unfit, message)));
-            }
+            may_lead(metrics.membership_config.membership(), id, &node).map_err(Refusal::Change)?;
             if !unreachable(cluster, vec![(id, node.clone())]).await.is_empty() {
                 return Err(out_of_reach(&node));
             }
@@ -207,6 +204,22 @@ pub(crate) async fn step_down(
     }
     let (id, node) = hand_over(cluster, heir).await?;
     Ok(MemberChanged::Leads { id, node })
+}
+
+/// Refuses a learner, and a voter on its way out: it will be none when the change under way is through.
+fn may_lead(
+    membership: &Membership<NodeId, NodeInfo>,
+    id: NodeId,
+    node: &NodeInfo,
+) -> Result<(), ChangeRefusal> {
+    let message = if staying_voters(membership).any(|voter| voter == id) {
+        return Ok(());
+    } else if membership.voter_ids().any(|voter| voter == id) {
+        format!("{node} is leaving the cluster and cannot lead it; name a node that stays")
+    } else {
+        format!("{node} is still a learner and cannot lead")
+    };
+    Err(ChangeRefusal::new(RefusalKind::Unfit, message))
 }
 
 fn out_of_reach(node: &NodeInfo) -> Refusal {
@@ -241,7 +254,9 @@ async fn ready_heir(cluster: &Cluster, wanted: Option<(NodeId, NodeInfo)>) -> Re
              node",
             heir.behind
         )),
-        (Some((_, node)), _) => out_of_reach(&node),
+        // It may have begun to leave meanwhile.
+        (Some((id, node)), _) => may_lead(metrics.membership_config.membership(), id, &node)
+            .map_or_else(Refusal::Change, |()| out_of_reach(&node)),
         (None, None) => {
             let message = "this node is the only voter; nobody else can lead";
             Refusal::Change(ChangeRefusal::new(RefusalKind::NoQuorumLeft, message))
@@ -286,5 +301,19 @@ mod tests {
         assert_eq!(find_among(&both, "0000000000000014").unwrap(), (20, old.clone()));
         assert_eq!(find_among(&both[..1], "server-2").unwrap(), (20, old.clone()));
         assert_eq!(find_among(&both, "server-3").unwrap_err().kind, RefusalKind::NoSuchMember);
+    }
+    #[test]
+    fn a_voter_that_is_leaving_is_refused_the_lead_for_that_and_not_for_being_out_of_reach() {
+        let node = |n| NodeInfo { name: format!("server-{n}"), raft_address: format!("10.1.0.{n}:8081") };
+        let nodes = (1..=4).map(|n| (n, node(n))).collect::<std::collections::BTreeMap<_, _>>();
+        let joint = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([1, 2])];
+        let membership = Membership::<NodeId, NodeInfo>::new(joint, nodes).unwrap();
+        let answer = |id| may_lead(&membership, id, &node(id));
+        assert_eq!(answer(2), Ok(()));
+        for (id, reason) in [(3, "server-3 at 10.1.0.3:8081 is leaving"), (4, "is still a learner")] {
+            let refused = answer(id).unwrap_err();
+            assert_eq!(refused.kind, RefusalKind::Unfit);
+            assert!(refused.message.contains(reason), "{refused}");
+        }
     }
 }
