@@ -36,6 +36,22 @@ pub enum OpenError {
         /// Bytes that must be free.
         needed: u64,
     },
+    /// Opening needs to write, and the file system refuses although bytes are free.
+    #[error(
+        "open data directory {path}: the file system takes no more ({source}) though {free} bytes are free: {}; mend that, \
+         then start again",
+        lacking(*inodes_left)
+    )]
+    NoMore {
+        /// What was to be written or read.
+        path: PathBuf,
+        /// Free bytes.
+        free: u64,
+        /// False when no file can be made any more.
+        inodes_left: bool,
+        /// What the file system said.
+        source: io::Error,
+    },
     /// Another process has it open.
     #[error("data directory {path} is in use by another process; stop that one first")]
     Locked {
@@ -104,6 +120,7 @@ impl OpenError {
         match self {
             Self::Directory { .. }
             | Self::Full { .. }
+            | Self::NoMore { .. }
             | Self::Locked { .. }
             | Self::NewerVersion { .. }
             | Self::TooNew { .. }
@@ -112,19 +129,67 @@ impl OpenError {
         }
     }
 
-    /// Says how much room is missing, when that is what is wrong.
+    /// Says what is missing, when the file system takes no more.
     pub(crate) fn or_full(self, space: &Space) -> Self {
-        match self {
-            Self::Directory { path, source } if source.kind() == io::ErrorKind::StorageFull => {
-                let (free, needed) = space.opening();
-                Self::Full { path, free, needed: needed.max(free + 1) }
-            }
-            other => other,
+        let Self::Directory { path, source } = self else { return self };
+        let kind = source.kind();
+        if !matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            return Self::Directory { path, source };
+        }
+        let (free, needed) = space.opening();
+        match kind == io::ErrorKind::StorageFull && free < needed {
+            true => Self::Full { path, free, needed },
+            false => Self::NoMore { path, free, inodes_left: space.has_inodes(), source },
         }
     }
 
     pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Directory { path, source }
+    }
+}
+
+/// What it may be that is not bytes.
+fn lacking(inodes_left: bool) -> &'static str {
+    match inodes_left {
+        true => {
+            "a quota may be used up (`quota` shows it, for ext4 and XFS `repquota -a`), or its inodes (`df -i`), or the free \
+             bytes are too few for what is written"
+        }
+        false => {
+            "its inodes are used up (`df -i` shows it), so files must be removed, of anything but this data directory"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Disk;
+    use crate::space::SpaceLimits;
+
+    #[test]
+    fn a_refusal_with_enough_bytes_free_names_inodes_and_quota_and_asks_for_no_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = SpaceLimits { low_bytes: 0, reserve_bytes: 0, ..SpaceLimits::default() };
+        let space = Space::open(&Disk::default(), dir.path(), limits).unwrap();
+        let (free, needed) = space.opening();
+        assert!(free >= needed, "the tests need {needed} bytes, {free} are free");
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let error = OpenError::at(dir.path())(kind.into()).or_full(&space);
+            assert!(matches!(error, OpenError::NoMore { inodes_left: true, .. }) && !error.needs_rejoin());
+            let told = error.to_string();
+            assert!(told.contains("`df -i`") && told.contains("quota"), "{told}");
+            assert!(!told.contains("free at least"), "{told}");
+        }
+        let other = OpenError::at(dir.path())(io::ErrorKind::PermissionDenied.into()).or_full(&space);
+        assert!(matches!(other, OpenError::Directory { .. }), "{other}");
+    }
+
+    #[test]
+    fn without_inodes_the_error_says_that_files_must_go() {
+        let source = io::ErrorKind::StorageFull.into();
+        let error = OpenError::NoMore { path: "/data".into(), free: 1 << 40, inodes_left: false, source };
+        assert!(error.to_string().contains("inodes are used up (`df -i` shows it)"), "{error}");
     }
 }

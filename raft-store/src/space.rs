@@ -136,6 +136,11 @@ impl Space {
         (free, self.shared.needed(total).clamp(MIN_OPENING_BYTES, OPENING_BYTES))
     }
 
+    /// False when the file system counts its files and takes no more of them.
+    pub(crate) fn has_inodes(&self) -> bool {
+        statvfs(&self.shared.dir).map_or(true, |found| found.files() == 0 || found.files_available() > 0)
+    }
+
     /// For a store that is opened for a moment, to be read or prepared.
     pub(crate) fn without_limits(dir: &Path) -> Result<Self, OpenError> {
         let limits = SpaceLimits { low_bytes: 0, reserve_bytes: 0, ..SpaceLimits::default() };
