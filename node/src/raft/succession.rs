@@ -279,19 +279,43 @@ fn is_majority(metrics: &Metrics, agreed: &[Opinion]) -> bool {
 
 /// The answer to [`Request::Misses`].
 pub(crate) async fn answer(cluster: &Cluster, vote: Vote) -> Response {
-    // A node that is about to stop leaves it to others.
-    let last = if cluster.is_retiring() { None } else { last_log_id(cluster.raft()).await.flatten() };
-    let missed = match followed(cluster) {
-        Some(leader) if leader.vote == vote => {
-            let silent = cluster.heard().last(leader.id).is_none_or(|at| at.elapsed() >= SILENCE_ASKED);
-            silent || matches!(probe(cluster, leader.id, &leader.node).await, Presence::Gone)
-        }
-        _ => false,
+    let metrics = cluster.raft().metrics().borrow_watched().clone();
+    let Some(asked) = asked_about(&metrics, vote) else {
+        return Response::Misses { missed: false, last: last_log_id(cluster.raft()).await.flatten() };
     };
+    let silent = cluster.heard().last(asked.id).is_none_or(|at| at.elapsed() >= SILENCE_ASKED);
+    let missed = silent || matches!(probe(cluster, asked.id, &asked.node).await, Presence::Gone);
     if missed {
         cluster.heard().agreed.notify_one();
     }
+    // A node that is about to stop leaves it to others, and so must one that does not follow this leader yet.
+    let last = match asked.followed && !cluster.is_retiring() {
+        true => last_log_id(cluster.raft()).await.flatten(),
+        false => None,
+    };
     Response::Misses { missed, last }
+}
+
+/// A leader that another voter may miss.
+#[derive(Debug, PartialEq, Eq)]
+struct AskedAbout {
+    id: NodeId,
+    node: NodeInfo,
+    /// This node follows it.
+    followed: bool,
+}
+
+/// `None` when this node has no say, leads or elects itself, or knows of a later election. A node that was just started
+/// may not have heard who leads; without its say nobody would follow a leader that ends just then.
+fn asked_about(metrics: &Metrics, vote: Vote) -> Option<AskedAbout> {
+    let membership = metrics.membership_config.membership();
+    let voter = membership.voter_ids().any(|voter| voter == metrics.id);
+    let id = vote.leader_id.node_id;
+    let knows_no_later = metrics.vote == vote || metrics.vote < vote;
+    (voter && metrics.state == ServerState::Follower && vote.committed && id != metrics.id && knows_no_later)
+        .then_some(())?;
+    let node = membership.get_node(&id)?.clone();
+    Some(AskedAbout { id, node, followed: metrics.vote == vote })
 }
 
 async fn last_log_id(raft: &Raft) -> Option<Option<LogId>> {
@@ -315,5 +339,31 @@ mod tests {
         assert_eq!(pauses.after(Duration::ZERO, false), PROBE_PAUSE);
         assert_eq!(pauses.after(Duration::ZERO, true), PROBE_PAUSE * 2);
         assert_eq!(pauses.after(LASTING, true), PROBE_PAUSE);
+    }
+    #[test]
+    fn a_node_that_has_not_heard_yet_who_leads_has_a_say_on_it_but_does_not_succeed_it() {
+        let node =
+            |n: u64| NodeInfo { name: format!("server-{n}"), raft_address: format!("10.1.0.{n}:8081") };
+        let nodes = (1..=3).map(|n| (n, node(n))).collect::<BTreeMap<_, _>>();
+        let membership = openraft::Membership::new(vec![[1, 2, 3].into()], nodes).unwrap();
+        let mut metrics = Metrics::new_initial(1);
+        metrics.state = ServerState::Follower;
+        metrics.membership_config = Arc::new(openraft::StoredMembership::new(None, membership));
+        let leader = Vote::new_committed(5, 2);
+        let about = |followed| Some(AskedAbout { id: 2, node: node(2), followed });
+
+        metrics.vote = leader;
+        assert_eq!(asked_about(&metrics, leader), about(true));
+        // As a leader of before comes back.
+        metrics.vote = Vote::new(4, 1);
+        assert_eq!(asked_about(&metrics, leader), about(false));
+        // It gave its vote to another one, later.
+        metrics.vote = Vote::new(6, 3);
+        assert_eq!(asked_about(&metrics, leader), None);
+        metrics.vote = Vote::new(4, 1);
+        metrics.state = ServerState::Candidate;
+        assert_eq!(asked_about(&metrics, leader), None);
+        metrics.state = ServerState::Learner;
+        assert_eq!(asked_about(&metrics, leader), None);
     }
 }
