@@ -129,13 +129,27 @@ struct Doomed {
     element: Option<Element>,
 }
 
+/// What became of the flows that had to go.
+enum Outcome {
+    Cut,
+    /// So many are still there.
+    Left(usize),
+}
+
 impl Worker {
     fn run(mut self) {
         let mut not_before = Instant::now();
         let mut wait = RETRY_BASE;
         while let Some((orders, sink)) = self.next(not_before) {
             match self.carry_out(&orders, sink.as_ref()) {
-                Ok(()) => wait = RETRY_BASE,
+                Ok(Outcome::Cut) => wait = RETRY_BASE,
+                Ok(Outcome::Left(number)) => {
+                    tracing::error!(number, retry_ms = wait.as_millis(), "flows stay that could not be deleted");
+                    not_before = Instant::now() + wait;
+                    wait = (wait * 2).min(RETRY_MAX);
+                    // The orders are reported; a look at all flows finds what is left of them.
+                    self.shared.lock().orders.sweep();
+                }
                 Err(error) => {
                     tracing::error!(%error, retry_ms = wait.as_millis(), "flows could not be cut; they do not pass");
                     not_before = Instant::now() + wait;
@@ -165,13 +179,21 @@ impl Worker {
         }
     }
 
-    fn carry_out(&mut self, orders: &Orders, sink: Option<&CutSink>) -> Result<(), FirewallError> {
+    fn carry_out(&mut self, orders: &Orders, sink: Option<&CutSink>) -> Result<Outcome, FirewallError> {
         let doomed = self.doomed(orders)?;
         self.remember(&doomed)?;
-        let mut tally = orders.tally();
+        let (mut tally, mut left) = (orders.tally(), 0);
         for Doomed { flow, cause, element } in &doomed {
-            if self.flows.delete(flow)? {
-                tally.count(flow, *cause, *element);
+            match self.flows.delete(flow) {
+                Ok(true) => tally.count(flow, *cause, *element),
+                // It ended by itself.
+                Ok(false) => {}
+                // One that the kernel holds on to (offloaded to a device, say) keeps none of the others.
+                Err(error) => {
+                    let Flow { source, destination, protocol, port, .. } = flow;
+                    tracing::warn!(%error, %source, %destination, protocol, port, "delete a flow");
+                    left += 1;
+                }
             }
         }
         for report in tally.reports(orders) {
@@ -189,7 +211,7 @@ impl Worker {
                 sink(report);
             }
         }
-        Ok(())
+        Ok(if left == 0 { Outcome::Cut } else { Outcome::Left(left) })
     }
 
     /// The flows that have to go.
@@ -291,8 +313,16 @@ fn passes(sets: &mut Client, flow: &Flow) -> Result<bool, IpsetError> {
     Ok(false)
 }
 
-/// True for a flow that is forwarded under our rules.
+/// True for a flow that is forwarded under our rules: not one of another zone (a virtual switch has its own and passes none
+/// of our chains), not what is sent to many at once, which this machine hears itself, and not its own.
 fn is_ours(flow: &Flow, internal_cidrs: &[IpNet], local: &BTreeSet<IpAddr>) -> bool {
+    let to_many = match flow.destination {
+        IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_multicast(),
+    };
+    if flow.in_other_zone() || to_many {
+        return false;
+    }
     if local.contains(&flow.source) || local.contains(&flow.destination) {
         return false;
     }

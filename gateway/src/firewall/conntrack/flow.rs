@@ -64,6 +64,11 @@ struct Tuple {
 }
 
 impl Flow {
+    /// True for one that is tracked apart from the traffic of this machine.
+    pub(in crate::firewall) fn in_other_zone(&self) -> bool {
+        self.key.zone.as_ref().is_some_and(|zone| zone.iter().any(|byte| *byte != 0))
+    }
+
     /// Reads a message of a dump; `None` for one without both directions.
     pub(super) fn read(attributes: Attributes<'_>) -> Option<Self> {
         let key = attributes.find(TUPLE_ORIG)?;
@@ -122,6 +127,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_flow_of_another_zone_is_told_from_one_of_this_machine() {
+        let address = IpAddr::from([8, 8, 8, 8]);
+        let of_zone = |zone: Option<[u8; 2]>| Flow {
+            source: address,
+            destination: address,
+            protocol: 6,
+            port: 443,
+            hides_source: true,
+            counted: None,
+            key: Key { tuple: Vec::new(), id: Vec::new(), zone: zone.map(Vec::from) },
+        };
+        assert!(!of_zone(None).in_other_zone() && !of_zone(Some([0, 0])).in_other_zone());
+        assert!(of_zone(Some([0, 9])).in_other_zone());
+    }
 
     proptest! {
         #[test]
