@@ -279,7 +279,12 @@ impl Gatherer {
                 None => {
                     operations += weight(&proposal.operations);
                     bytes += proposal.bytes;
+                    let decides = proposal.operations.iter().any(|one| one.command.changes_tokens());
                     entry.push(proposal);
+                    // What comes behind it in the same entry would be looked at too early.
+                    if decides {
+                        break;
+                    }
                 }
             }
             next = self.waiting.pop_front();

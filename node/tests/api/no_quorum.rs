@@ -1,5 +1,7 @@
 //! A node that has lost its cluster says so, goes on showing what it holds, and never hangs.
 
+use std::sync::Arc;
+
 use allowlist::feed::GoawayReason;
 use raft_store::command::{Command, Operation, Origin, Role, Token};
 use reqwest::{Method, StatusCode};
@@ -84,6 +86,44 @@ async fn a_write_on_one_node_is_in_the_next_read_on_another_and_its_token_works_
         elsewhere.propose(vec![operation], PATIENCE).await.unwrap();
         let read = server.bare(Method::GET, "/api/v1/entries").bearer_auth(secret.expose());
         assert_eq!(read.send().await.unwrap().status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_write_enters_the_log_behind_the_removal_of_its_token() {
+    const WRITERS: usize = 16;
+    let server = Arc::new(Server::start_one_of_three().await);
+    for round in 0..4 {
+        let name = format!("hand-{round}");
+        let token = server.token(&name, Role::Editor).await;
+        let answered = Arc::new(tokio::sync::Semaphore::new(0));
+        let mut writers = tokio::task::JoinSet::new();
+        for writer in 0..WRITERS {
+            let (server, token, answered) = (Arc::clone(&server), token.clone(), Arc::clone(&answered));
+            writers.spawn(async move {
+                let mut newest = 0;
+                for number in 0.. {
+                    let target = format!("20.{round}.{writer}.{}", number % 256);
+                    let write = server.bare(Method::POST, "/api/v1/entries").bearer_auth(&token);
+                    let write = write.json(&json!({"target": target})).send().await.unwrap();
+                    if write.status() == StatusCode::UNAUTHORIZED {
+                        break;
+                    }
+                    assert!(write.status().is_success(), "{}", write.status());
+                    newest = write.headers()["x-outputguard-revision"].to_str().unwrap().parse().unwrap();
+                    answered.add_permits(1);
+                }
+                newest
+            });
+        }
+        // All of them are at it.
+        drop(answered.acquire_many(2 * WRITERS as u32).await.unwrap());
+        let removal = Operation { origin: Origin::default(), command: Command::RemoveToken { name } };
+        let removed = server.cluster.propose(vec![removal], PATIENCE).await.unwrap().revision;
+        while let Some(newest) = writers.join_next().await {
+            let newest: u64 = newest.unwrap();
+            assert!(newest <= removed, "written at {newest} with a token that was removed at {removed}");
+        }
     }
 }
 
