@@ -144,7 +144,11 @@ impl Worker {
             match self.carry_out(&orders, sink.as_ref()) {
                 Ok(Outcome::Cut) => wait = RETRY_BASE,
                 Ok(Outcome::Left(number)) => {
-                    tracing::error!(number, retry_ms = wait.as_millis(), "flows stay that could not be deleted");
+                    tracing::error!(
+                        number,
+                        retry_ms = wait.as_millis(),
+                        "flows stay that could not be deleted"
+                    );
                     not_before = Instant::now() + wait;
                     wait = (wait * 2).min(RETRY_MAX);
                     // The orders are reported; a look at all flows finds what is left of them.
