@@ -216,7 +216,6 @@ async fn reports_of_cut_flows_reach_a_server_also_those_made_without_a_session()
     let gateway = Setup::new(&cluster, &servers, dir.path()).start().await;
     let mut session = servers[0].accept().await;
     session.bring_to(&held(5, &[1])).await;
-    session.applied(5).await;
     gateway.kernel.cut(cut(4));
     assert_eq!(session.cut().await, cut(4));
     drop(session);

@@ -1,6 +1,8 @@
 //! Repair of what others did to us, and leaving no trace.
 
-use gateway::firewall::{Firewall, FirewallError, KernelFirewall, KernelOptions, check_host};
+use gateway::firewall::{
+    Firewall, FirewallError, KernelFirewall, KernelOptions, check_forwarding, check_host,
+};
 
 use crate::net::{Net, command, counted, element, elements};
 
@@ -262,9 +264,9 @@ fn a_gateway_that_cannot_start_leaves_a_booted_machine_closed_and_a_working_one_
 #[test]
 fn a_host_without_forwarding_is_told_the_command() {
     let _net = Net::new();
-    check_host().unwrap();
+    check_host().and_then(|()| check_forwarding()).unwrap();
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
-    let error = check_host().unwrap_err().to_string();
+    let error = check_forwarding().unwrap_err().to_string();
     assert_eq!(
         error,
         "forwarding is off; run `sysctl -w net.ipv4.ip_forward=1` and keep it in /etc/sysctl.d/"
