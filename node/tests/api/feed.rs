@@ -164,6 +164,8 @@ async fn a_gateway_that_asks_gets_a_snapshot_in_the_same_session() {
     while gateway.snapshots < 2 {
         gateway.step().await;
     }
+    // A snapshot counts when all of it was sent; the next frame comes after that.
+    gateway.beat_at(revision(&server)).await;
     assert_eq!(server.metric("outputguard_feed_resync_requests_total").await, 1.0);
     assert_eq!(server.metric("outputguard_feed_snapshots_total").await, 2.0);
 }
