@@ -176,12 +176,14 @@ impl Command {
         }
     }
 
-    /// True when afterwards another token may stand than before.
-    pub fn changes_tokens(&self) -> bool {
+    /// True when a token that stood before may not stand afterwards.
+    pub fn takes_tokens(&self) -> bool {
         match self {
-            Self::Once(once) => once.commands.iter().any(Self::changes_tokens),
-            Self::AddToken(_) | Self::RemoveToken { .. } | Self::Restore(_) => true,
-            Self::AddEntry(_)
+            Self::Once(once) => once.commands.iter().any(Self::takes_tokens),
+            Self::RemoveToken { .. } | Self::Restore(_) => true,
+            // A new token was given to nobody before it is acknowledged.
+            Self::AddToken(_)
+            | Self::AddEntry(_)
             | Self::RemoveEntry { .. }
             | Self::UpdateEntry { .. }
             | Self::SetResolution { .. }

@@ -5,7 +5,7 @@
 //! the log. Only a write whose entry is on its way has an unknown outcome.
 //!
 //! A write may name the token it is made with. Whether that token still stands is looked up here, when the write is put
-//! into its entry: everything this leader proposed before that changes tokens is applied by then (nothing sets out beside
+//! into its entry: everything this leader proposed before that takes tokens away is applied by then (nothing sets out beside
 //! such an entry), and so is everything of the leaders before it (see [`Leading::CatchingUp`]). So a token's removal that
 //! was acknowledged, or merely logged, before a write enters the log stops that write, at the price of a look into the
 //! memory.
@@ -279,7 +279,7 @@ impl Gatherer {
                 None => {
                     operations += weight(&proposal.operations);
                     bytes += proposal.bytes;
-                    let decides = proposal.operations.iter().any(|one| one.command.changes_tokens());
+                    let decides = proposal.operations.iter().any(|one| one.command.takes_tokens());
                     entry.push(proposal);
                     // What comes behind it in the same entry would be looked at too early.
                     if decides {
@@ -308,7 +308,7 @@ impl Gatherer {
             writers.push((proposal.operations.len(), proposal.reply));
             operations.extend(proposal.operations);
         }
-        let decides = operations.iter().any(|operation| operation.command.changes_tokens());
+        let decides = operations.iter().any(|operation| operation.command.takes_tokens());
         let place = self.under_way.set_out(Load { writes: writers.len(), decides });
         let expected = operations.len();
         let batch = Batch { at_ms: self.clock.now_ms(), operations };
