@@ -172,13 +172,14 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives back the space that [`Self::fill`] took.
+    /// Gives back the space that [`Self::fill`] took, for good: a power cut does not bring the file back.
     ///
     /// # Errors
     /// When the file cannot be removed.
     pub(super) fn free(&self) -> Result<()> {
         let path = self.directory.join(BALLAST);
-        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        self.root()?.sync_all().with_context(|| format!("sync {}", self.directory.display()))
     }
 
     fn root(&self) -> Result<File> {
@@ -248,6 +249,18 @@ mod tests {
         assert_eq!(write().unwrap_err().raw_os_error(), Some(libc::ENOSPC));
         disk.free().unwrap();
         write().unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_was_freed_is_not_full_again_after_a_power_cut() {
+        let run = Run::begin().unwrap();
+        let (mut disk, _store) = disk(&run);
+        disk.fill().unwrap();
+        disk.sync().unwrap();
+        disk.free().unwrap();
+        disk.cut_power().unwrap();
+        disk.power_on().unwrap();
+        assert!(!disk.directory().join(BALLAST).exists());
     }
 
     #[test]

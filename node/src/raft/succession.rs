@@ -311,7 +311,7 @@ fn asked_about(metrics: &Metrics, vote: Vote) -> Option<AskedAbout> {
     let membership = metrics.membership_config.membership();
     let voter = membership.voter_ids().any(|voter| voter == metrics.id);
     let id = vote.leader_id.node_id;
-    let knows_no_later = metrics.vote == vote || metrics.vote < vote;
+    let knows_no_later = metrics.vote <= vote;
     (voter && metrics.state == ServerState::Follower && vote.committed && id != metrics.id && knows_no_later)
         .then_some(())?;
     let node = membership.get_node(&id)?.clone();
