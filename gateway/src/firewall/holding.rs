@@ -1,26 +1,21 @@
 //! The elements in the kernel's sets: what passes, what drains, and the way from one to the other.
 
+mod upkeep;
+
 use std::collections::{BTreeSet, HashSet};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use allowlist::feed::RefusedElement;
 use allowlist::{Change, Element};
 
-use super::carried::carried_name;
 use super::denied::{mend_deny_sets, read_denied};
 use super::drain::DrainBook;
 use super::failures::all_done;
 use super::in_flight::wait_for_packets_in_flight;
 use super::ipset::{Client, Counters, IpsetError};
-use super::layout::{CUT_SETS, DENY_SETS, DRAIN_PAIRS, KernelOptions, Member, PAIRS, members_of, pair_of};
-use super::sets::{SetPair, Taken, fresh_name};
+use super::layout::{DRAIN_PAIRS, KernelOptions, Member, PAIRS, members_of, pair_of};
+use super::sets::{SetPair, Taken};
 use super::{ElementCounters, FirewallError, Outcome, admit, cutter};
-
-/// The kernel lets go of a set some time after the rule that used it is gone.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
-/// How often to look whether it has.
-const RELEASE_POLL: Duration = Duration::from_millis(5);
 
 /// A change in the words of the sets; no element in two of them.
 #[derive(Debug, Default)]
@@ -69,15 +64,6 @@ impl Holding {
     /// What was closed since the last call.
     pub(super) fn take_closed(&mut self) -> Vec<Element> {
         std::mem::take(&mut self.closed)
-    }
-
-    /// Sets of our names but of another kind.
-    pub(super) fn misfits(&mut self) -> Result<Vec<&'static str>, IpsetError> {
-        let mut misfits = Vec::new();
-        for pair in self.pairs.iter().chain(&self.drains) {
-            misfits.extend(pair.misfits(&mut self.client)?);
-        }
-        Ok(misfits)
     }
 
     /// Makes the sets and takes over what they hold.
@@ -370,56 +356,6 @@ impl Holding {
     /// What was denied, or passed unlisted in an audit, for each family.
     pub(super) fn denied(&mut self) -> Result<[Counters; 2], IpsetError> {
         read_denied(&mut self.client)
-    }
-
-    /// Compares the sets with what they should hold and repairs the difference, going on past errors.
-    pub(super) fn mend(&mut self) -> (Vec<String>, Option<IpsetError>) {
-        let (mut wrong, mut failure) = (Vec::new(), None);
-        for pair in self.pairs.iter_mut().chain(&mut self.drains) {
-            match pair.mend(&mut self.client) {
-                Ok(different) => wrong.extend(different),
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        match cutter::create_cut_sets(&mut self.client) {
-            Ok(made) => wrong.extend(made.iter().map(|name| format!("ipset {name} was missing"))),
-            Err(error) => failure = failure.or(Some(error)),
-        }
-        match mend_deny_sets(&mut self.client) {
-            Ok(different) => wrong.extend(different),
-            Err(error) => failure = failure.or(Some(error)),
-        }
-        (wrong, failure)
-    }
-
-    /// Destroys every set of ours; gives what could not be.
-    pub(super) fn destroy(&mut self) -> Vec<String> {
-        self.held.clear();
-        self.settled = false;
-        let names = match self.client.names() {
-            Ok(names) => names,
-            Err(error) => return vec![error.to_string()],
-        };
-        let pairs = PAIRS.iter().chain(&DRAIN_PAIRS).flat_map(|pair| [pair.out, pair.back]);
-        let ours: BTreeSet<String> = pairs
-            .flat_map(|name| [name.to_owned(), fresh_name(name), carried_name(name)])
-            .chain(CUT_SETS.into_iter().chain(DENY_SETS).map(str::to_owned))
-            .collect();
-        let there = names.iter().filter(|name| ours.contains(*name));
-        there
-            .filter_map(|name| self.destroy_when_released(name).err().map(|error| error.to_string()))
-            .collect()
-    }
-
-    pub(super) fn destroy_when_released(&mut self, name: &str) -> Result<(), IpsetError> {
-        let deadline = Instant::now() + RELEASE_DEADLINE;
-        loop {
-            match self.client.destroy(name) {
-                Err(error) if error.is_busy() && Instant::now() < deadline => thread::sleep(RELEASE_POLL),
-                Err(error) if error.is_missing() => return Ok(()),
-                result => return result,
-            }
-        }
     }
 }
 
