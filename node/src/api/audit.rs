@@ -11,11 +11,11 @@ use raft_store::state::{Event, EventKind};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::AppState;
 use super::entry_view::rfc3339;
 use super::input::Params;
-use super::problem::{Code, Problem, ProblemBody};
+use super::problem::{Problem, ProblemBody};
 use super::revision::{At, Consistency};
+use super::{AppState, paging};
 use crate::auth::Viewer;
 
 const DEFAULT_PAGE_EVENTS: usize = 100;
@@ -109,11 +109,7 @@ pub(super) async fn list(
     _: Viewer,
     Params(params): Params<AuditParams>,
 ) -> Result<At<Json<AuditPage>>, Problem> {
-    let limit = params.limit.unwrap_or(DEFAULT_PAGE_EVENTS);
-    if !(1..=MAX_PAGE_EVENTS).contains(&limit) {
-        let detail = format!("limit is {limit}; it goes from 1 to {MAX_PAGE_EVENTS}");
-        return Err(Problem::new(Code::InvalidQuery, detail));
-    }
+    let limit = paging::limit(params.limit, DEFAULT_PAGE_EVENTS, MAX_PAGE_EVENTS)?;
     let revision = app.read(params.consistency).await?.revision();
     let reader = app.cluster().reader();
     let wanted = |event: &Event| params.actor.as_ref().is_none_or(|actor| event.origin.actor == *actor);

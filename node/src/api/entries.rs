@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::AppState;
 use super::entry_view::EntryView;
 use super::input::{Params, Segment};
 use super::once::{IdempotencyKey, Keyed, KeyedBody};
 use super::problem::{Code, Problem, ProblemBody};
 use super::revision::{Consistency, ReadParams, Tagged};
 use super::search::Search;
+use super::{AppState, paging};
 use crate::auth::{EntryEditor, Viewer};
 
 /// Entries on a page when the client does not say.
@@ -116,22 +116,9 @@ pub(super) async fn list(
     Params(params): Params<ListParams>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let limit = params.limit.unwrap_or(DEFAULT_PAGE_ENTRIES);
-    if !(1..=MAX_PAGE_ENTRIES).contains(&limit) {
-        let detail = format!("limit is {limit}; it goes from 1 to {MAX_PAGE_ENTRIES}");
-        return Err(Problem::new(Code::InvalidQuery, detail));
-    }
-    let after = match &params.cursor {
-        None => Bound::Unbounded,
-        Some(cursor) => match cursor.parse::<EntryId>() {
-            Ok(id) => Bound::Excluded(id),
-            Err(_) => {
-                let detail =
-                    "give the `next_cursor` of the page before as it is, or leave cursor out to begin";
-                return Err(Problem::new(Code::InvalidCursor, detail));
-            }
-        },
-    };
+    let limit = paging::limit(params.limit, DEFAULT_PAGE_ENTRIES, MAX_PAGE_ENTRIES)?;
+    let after =
+        paging::cursor(params.cursor.as_deref())?.map_or(Bound::Unbounded, Bound::<EntryId>::Excluded);
     let search = params.q.as_deref().map(Search::new);
     let state = app.read(params.consistency).await?;
     let mut found = state

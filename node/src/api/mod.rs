@@ -45,6 +45,7 @@ mod input;
 mod members;
 mod metrics;
 mod once;
+mod paging;
 pub mod problem;
 mod receipts;
 mod recovery;

@@ -5,10 +5,10 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::AppState;
 use super::entry_view::rfc3339;
 use super::input::Params;
-use super::problem::{Code, Problem, ProblemBody};
+use super::problem::{Problem, ProblemBody};
+use super::{AppState, paging};
 use crate::auth::Viewer;
 use crate::feed::receipts::{CutPage, CutReceipt};
 
@@ -91,19 +91,8 @@ pub(super) async fn cuts(
     _: Viewer,
     Params(filter): Params<Filter>,
 ) -> Result<Json<CutReceiptPage>, Problem> {
-    let limit = filter.limit.unwrap_or(DEFAULT_PAGE_RECEIPTS);
-    if !(1..=MAX_PAGE_RECEIPTS).contains(&limit) {
-        let detail = format!("limit is {limit}; it goes from 1 to {MAX_PAGE_RECEIPTS}");
-        return Err(Problem::new(Code::InvalidQuery, detail));
-    }
-    let before = match filter.cursor.as_deref().map(str::parse) {
-        None => None,
-        Some(Ok(before)) => Some(before),
-        Some(Err(_)) => {
-            let detail = "give the `next_cursor` of the page before as it is, or leave cursor out to begin";
-            return Err(Problem::new(Code::InvalidCursor, detail));
-        }
-    };
+    let limit = paging::limit(filter.limit, DEFAULT_PAGE_RECEIPTS, MAX_PAGE_RECEIPTS)?;
+    let before = paging::cursor(filter.cursor.as_deref())?;
     let CutPage { receipts, next_before } = app.sessions().receipts().page(before, limit, |receipt| {
         filter.gateway.as_deref().is_none_or(|gateway| *gateway == *receipt.gateway)
             && filter.since.is_none_or(|since| receipt.report.revision >= since)
