@@ -34,7 +34,7 @@ use super::clock::Clock;
 use super::wire::{ProposeFailure, TokenMark};
 use super::{Metrics, Raft};
 use crate::cluster::{InactiveFeature, Term};
-use under_way::{Load, Place, UnderWay};
+use under_way::{Load, UnderWay};
 
 /// Operations gather into one entry up to this size.
 const MAX_GATHERED_BYTES: usize = 256 * 1024;
@@ -322,14 +322,10 @@ impl Gatherer {
             };
             let result = result.and_then(|response| response.map_err(|error| failure(&error)));
             // Before the writers know: whoever writes again finds the way free.
-            arrived(place, passed);
+            drop((place, passed));
             tell(writers, expected, result);
         });
     }
-}
-
-fn arrived(place: Place, passed: OwnedRwLockReadGuard<()>) {
-    drop((place, passed));
 }
 
 /// Gives each writer its part of the answer.
