@@ -22,6 +22,7 @@ use crate::space::{Space, SpaceState};
 
 pub(crate) use pace::CatchUp;
 pub use pace::CheckpointPace;
+use pace::MAX_LAST_STEP_KEYS;
 
 /// A step that met a full disk is tried again after this time.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
@@ -130,6 +131,12 @@ struct Pending {
     ended: bool,
 }
 
+impl Pending {
+    fn keys(&self) -> usize {
+        self.next.as_ref().map_or(0, |(_, dirty)| dirty.len())
+    }
+}
+
 /// What is to be written next.
 struct NextStep {
     content: Content,
@@ -166,10 +173,8 @@ impl Checkpointer {
             fatal,
         });
         let (of_thread, until) = (Arc::clone(&shared), Arc::clone(&flushed));
-        let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || {
-            pace::step_back();
-            of_thread.run(&until);
-        })?;
+        let thread =
+            std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || of_thread.run(&until))?;
         Ok(Self { shared, flushed, thread: Some(thread) })
     }
 
@@ -411,6 +416,7 @@ impl Shared {
             };
             match due {
                 _ if pending.ended && pending.next.is_none() => return None,
+                _ if pending.ended && pending.keys() > MAX_LAST_STEP_KEYS => return None,
                 Some(wait) if wait.is_zero() || pending.ended => {
                     pending.since = None;
                     pending.hurry = false;

@@ -8,9 +8,8 @@ use super::Shared;
 /// A snapshot waits so long for the checkpoint to reach what it holds: one that is ahead would be read in its place after
 /// a crash, and the whole checkpoint written anew. Where the disk has no room it is made all the same.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(5);
-/// Niceness of the thread: beside writes and everything else that people wait for, it gets a tenth of a core. What it falls
-/// behind is bounded by the state, and replayed after a crash.
-const NICENESS: i32 = 10;
+/// When the store is closed, what is left is written only up to so many keys: a larger step takes seconds, and the log has it.
+pub(super) const MAX_LAST_STEP_KEYS: usize = 10_000;
 
 /// When a step is taken.
 #[derive(Debug, Clone, Copy)]
@@ -49,12 +48,5 @@ impl CatchUp {
             self.0.changed.notify_all();
             pending = self.0.changed.wait_timeout(pending, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-}
-
-/// Lets everything else go before the calling thread.
-pub(super) fn step_back() {
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        tracing::warn!(%error, "lower the priority of the checkpoint");
     }
 }

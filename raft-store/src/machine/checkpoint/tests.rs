@@ -5,7 +5,7 @@ use openraft::vote::RaftLeaderId;
 use uuid::Uuid;
 
 use super::*;
-use crate::command::{Batch, Command, EntryUpdate, Operation, Origin};
+use crate::command::{Batch, Command, EntryUpdate, Operation, Origin, Role, Token};
 use crate::disk::Disk;
 use crate::driving;
 use crate::space::SpaceLimits;
@@ -106,4 +106,37 @@ fn a_checkpoint_that_has_grown_is_left_as_it_is_while_the_disk_has_no_room_for_a
     let generations = super::database::generations(dir.path()).unwrap();
     assert_eq!(generations.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1]);
     assert_eq!(Database::load(&generations[0].1, FeatureLevel::NEWEST).unwrap().1, content);
+}
+
+#[test]
+fn a_store_that_is_closed_leaves_a_large_step_to_the_log() {
+    for (keys, written) in [(MAX_LAST_STEP_KEYS, true), (MAX_LAST_STEP_KEYS + 1, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut content = Content::default();
+        let database = Database::create(dir.path(), &content).unwrap();
+        let generation = database.dir().to_owned();
+        let flushed = Arc::new(Flushed::default());
+        flushed.reach(u64::MAX);
+        let checkpointer = Checkpointer::start(
+            dir.path(),
+            (Generation::Open(database), &content),
+            flushed,
+            CheckpointPace::default(),
+            GrowthLimit::default(),
+            Space::without_limits(dir.path()).unwrap(),
+            FatalHook::new(|reason| panic!("{reason}")),
+        )
+        .unwrap();
+        let adds = (0..keys as u128)
+            .map(|index| Operation { origin: Origin::default(), command: Command::AddToken(token(index)) });
+        let dirty = step(&mut content, adds.collect());
+        checkpointer.note(content.clone(), dirty);
+        drop(checkpointer);
+        let (_, found) = Database::load(&generation, FeatureLevel::NEWEST).unwrap();
+        assert_eq!(found.state == content.state, written, "{keys} keys");
+    }
+}
+
+fn token(index: u128) -> Token {
+    Token { name: format!("t{index}"), role: Role::Viewer, sha256: [1; 32], created_at_ms: 1 }
 }
