@@ -374,7 +374,7 @@ impl Shared {
         }
         let needed = REWRITE_TIMES * live + REWRITE_MARGIN_BYTES;
         self.space.room_for("a new checkpoint", needed).map_err(|error| error.to_string())?;
-        Database::create(&self.root, content)
+        Database::create_unless(&self.root, content, &|| self.pending().ended)
     }
 
     /// Puts back what could not be written, and waits a while. False when there is no later.

@@ -26,6 +26,7 @@ const MARK: &str = "complete";
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// Keys in one step while a whole generation is written; it does not count before its mark, so it need not be one.
 const WHOLE_STEP_KEYS: usize = 10_000;
+const GIVEN_UP: &str = "the store is closed; the log has it";
 /// sled's threads let go of the file lock a moment after the last handle is gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -125,15 +126,29 @@ impl Dirty {
 impl Database {
     /// Writes the whole of `content` into a new generation under `root` and marks it complete.
     pub(crate) fn create(root: &Path, content: &Content) -> Result<Self, String> {
-        let number = generations(root).map_err(text)?.last().map_or(0, |(number, _)| *number) + 1;
-        let dir = root.join(format!("{number:010}"));
-        Self::create_at(root, &dir, content).inspect_err(|_| drop(fs::remove_dir_all(&dir)))
+        Self::create_unless(root, content, &|| false)
     }
 
-    fn create_at(root: &Path, dir: &Path, content: &Content) -> Result<Self, String> {
+    /// The same, and gives up soon after `given_up` says so; then nothing is left of it.
+    pub(crate) fn create_unless(
+        root: &Path,
+        content: &Content,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Self, String> {
+        let number = generations(root).map_err(text)?.last().map_or(0, |(number, _)| *number) + 1;
+        let dir = root.join(format!("{number:010}"));
+        Self::create_at(root, &dir, content, given_up).inspect_err(|_| drop(fs::remove_dir_all(&dir)))
+    }
+
+    fn create_at(
+        root: &Path,
+        dir: &Path,
+        content: &Content,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Self, String> {
         let db = guarded(|| open_sled(dir))?;
         let mut database = Self { db, dir: dir.to_owned(), measured: (0, 0) };
-        guarded(|| database.fill(content))?;
+        guarded(|| database.fill(content, given_up))?;
         database.measured = guarded(|| database.measure(content))?;
         let mark = File::create(database.dir.join(MARK)).map_err(text)?;
         mark.sync_all().map_err(text)?;
@@ -245,10 +260,11 @@ impl Database {
         Ok(())
     }
 
-    fn fill(&self, content: &Content) -> Result<(), String> {
+    fn fill(&self, content: &Content, given_up: &dyn Fn() -> bool) -> Result<(), String> {
         let state = &content.state;
         let mut whole = Dirty::default();
         let flush_when_full = |whole: &mut Dirty| match whole.len() >= WHOLE_STEP_KEYS {
+            true if given_up() => Err(GIVEN_UP.to_owned()),
             true => self.step(content, &std::mem::take(whole)),
             false => Ok(()),
         };

@@ -65,6 +65,29 @@ fn kept_answers_count_as_content() {
     assert!(bytes > 100 * database.live_bytes(&content));
 }
 
+#[test]
+fn what_is_given_up_while_it_is_written_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let mut content = Content::default();
+    let answers = (0..3 * WHOLE_STEP_KEYS as u64).map(|number| KeptAnswer {
+        name: format!("ops\0{number}").into(),
+        fingerprint: [1; 32],
+        at_ms: 1,
+        revision: number,
+        position: 0,
+        replies: vec![crate::Reply::Done],
+    });
+    content.state.kept = Kept::from_answers(answers);
+    let asked = std::cell::Cell::new(0);
+    let given_up = || {
+        asked.set(asked.get() + 1);
+        asked.get() == 2
+    };
+    assert_eq!(Database::create_unless(root.path(), &content, &given_up).unwrap_err(), GIVEN_UP);
+    assert_eq!(asked.get(), 2, "the third step was not begun");
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
