@@ -9,6 +9,8 @@ use crate::firewall::Denied;
 pub(super) struct DeniedMetrics {
     packets: IntCounterVec,
     bytes: IntCounterVec,
+    /// What the kernel's counters said last.
+    shown: Denied,
 }
 
 impl DeniedMetrics {
@@ -22,6 +24,7 @@ impl DeniedMetrics {
             Ok(family)
         };
         Ok(Self {
+            shown: Denied::default(),
             packets: family(
                 "outputguard_unlisted_packets_total",
                 "Forwarded packets that no element lets pass: denied, or passed and counted in an audit.",
@@ -31,14 +34,29 @@ impl DeniedMetrics {
     }
 
     /// The kernel's counters, which outlive this process. One that fell was begun anew.
-    pub(super) fn show(&self, denied: Denied) {
-        let Denied { packets_v4, bytes_v4, packets_v6, bytes_v6 } = denied;
-        for (version, packets, bytes) in [("ipv4", packets_v4, bytes_v4), ("ipv6", packets_v6, bytes_v6)] {
-            for (family, now) in [(&self.packets, packets), (&self.bytes, bytes)] {
-                let counter = family.with_label_values(&[version]);
-                let shown = counter.get();
-                counter.inc_by(now.saturating_sub(shown));
-            }
+    pub(super) fn show(&mut self, now: Denied) {
+        let last = std::mem::replace(&mut self.shown, now);
+        for (family, version, now, last) in [
+            (&self.packets, "ipv4", now.packets_v4, last.packets_v4),
+            (&self.bytes, "ipv4", now.bytes_v4, last.bytes_v4),
+            (&self.packets, "ipv6", now.packets_v6, last.packets_v6),
+            (&self.bytes, "ipv6", now.bytes_v6, last.bytes_v6),
+        ] {
+            family.with_label_values(&[version]).inc_by(now.checked_sub(last).unwrap_or(now));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_that_was_begun_anew_goes_on_where_it_was() {
+        let mut metrics = DeniedMetrics::register(&Registry::new()).unwrap();
+        for packets_v4 in [10, 25, 5, 7] {
+            metrics.show(Denied { packets_v4, ..Denied::default() });
+        }
+        assert_eq!(metrics.packets.with_label_values(&["ipv4"]).get(), 25 + 7);
     }
 }

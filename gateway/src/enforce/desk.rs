@@ -73,7 +73,16 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) enum KernelStep {
     Apply(Change),
-    Replace(BTreeSet<Element>),
+    /// The whole set, and what is known of the way there.
+    Replace(BTreeSet<Element>, Change),
+}
+
+impl KernelStep {
+    pub(super) const fn change(&self) -> &Change {
+        match self {
+            Self::Apply(change) | Self::Replace(_, change) => change,
+        }
+    }
 }
 
 /// What the state file has to learn.
@@ -127,7 +136,8 @@ impl Desk {
     pub(super) fn replace(&self, held: Held, arrived: Instant) {
         self.leave(Todo::Replace, arrived, |sheet| {
             sheet.held = held;
-            sheet.pending.clear();
+            let Sheet { held, pending, .. } = sheet;
+            pending.keep_gone(|element| held.elements().contains(element));
         });
     }
 
@@ -137,9 +147,10 @@ impl Desk {
         }
     }
 
-    /// The last attempt failed: the kernel may hold anything.
-    pub(super) fn put_back(&self, since: Instant) {
+    /// The last attempt failed: the kernel may hold anything, and what became of whom is still to be seen to.
+    pub(super) fn put_back(&self, failed: &Change, since: Instant) {
         let mut sheet = self.lock();
+        sheet.pending.put_back(failed);
         sheet.todo = sheet.todo.max(Todo::Enforce);
         sheet.since = Some(since);
     }
@@ -203,8 +214,10 @@ impl Sheet {
         let change = self.pending.take(self.held.revision());
         let (step, record) = match std::mem::replace(&mut self.todo, Todo::Nothing) {
             Todo::Nothing | Todo::Changes => (KernelStep::Apply(change.clone()), Record::Change(change)),
-            Todo::Enforce => (KernelStep::Replace(self.held.elements().clone()), Record::Change(change)),
-            Todo::Replace => (KernelStep::Replace(self.held.elements().clone()), Record::Whole),
+            Todo::Enforce => {
+                (KernelStep::Replace(self.held.elements().clone(), change.clone()), Record::Change(change))
+            }
+            Todo::Replace => (KernelStep::Replace(self.held.elements().clone(), change), Record::Whole),
         };
         let record = if self.held.cluster().is_none() { Record::None } else { record };
         Job {

@@ -115,10 +115,10 @@ impl Owner {
 
     fn make(&mut self, mut job: Job) {
         self.write_down(&mut job);
-        let whole = matches!(job.step, KernelStep::Replace(_));
+        let whole = matches!(job.step, KernelStep::Replace(..));
         let result = match &job.step {
             KernelStep::Apply(change) => self.apply(change),
-            KernelStep::Replace(elements) => self.replace(elements),
+            KernelStep::Replace(elements, way) => self.hold(elements, way),
         };
         match result {
             Ok(()) => {
@@ -150,7 +150,7 @@ impl Owner {
                 }
             }
             Err(error) => {
-                self.desk.put_back(job.since);
+                self.desk.put_back(job.step.change(), job.since);
                 self.note_trouble(&error);
             }
         }
@@ -164,7 +164,7 @@ impl Owner {
             match (&job.record, &job.step) {
                 (Record::None, _) => {}
                 (Record::Change(change), _) => store.append(point, change),
-                (Record::Whole, KernelStep::Replace(elements)) => store.append_whole(point, elements),
+                (Record::Whole, KernelStep::Replace(elements, _)) => store.append_whole(point, elements),
                 (Record::Whole, KernelStep::Apply(_)) => {}
             }
         }
@@ -185,8 +185,8 @@ impl Owner {
         Ok(())
     }
 
-    fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<(), FirewallError> {
-        let outcome = self.firewall.replace(elements)?;
+    fn hold(&mut self, elements: &BTreeSet<Element>, way: &Change) -> Result<(), FirewallError> {
+        let outcome = self.firewall.hold(elements, way)?;
         self.refused.clear();
         self.note_outcome(outcome);
         Ok(())

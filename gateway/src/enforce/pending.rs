@@ -34,14 +34,27 @@ impl Pending {
         }
     }
 
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
+    /// What could not be done comes before what was merged meanwhile.
+    pub(super) fn put_back(&mut self, failed: &Change) {
+        let newer = std::mem::take(self);
+        self.merge(failed);
+        self.merge(&newer.take_as(failed.revision));
+    }
+
+    /// Another set took the place of all that was wanted: of the way there only what became of those that are not in it
+    /// is still worth knowing.
+    pub(super) fn keep_gone(&mut self, is_held: impl Fn(&Element) -> bool) {
+        self.0.retain(|element, fate| *fate != Fate::Added && !is_held(element));
     }
 
     /// Takes the merged change out.
     pub(super) fn take(&mut self, revision: Revision) -> Change {
+        std::mem::take(self).take_as(revision)
+    }
+
+    fn take_as(self, revision: Revision) -> Change {
         let mut change = Change { revision, ..Change::default() };
-        for (element, fate) in std::mem::take(&mut self.0) {
+        for (element, fate) in self.0 {
             match fate {
                 Fate::Added => change.added.push(element),
                 Fate::Revoked => change.revoked.push(element),
@@ -70,5 +83,24 @@ mod tests {
         let merged = pending.take(3);
         assert_eq!(merged, Change { revision: 3, added: vec![b, c], revoked: vec![a], retired: vec![] });
         assert!(pending.take(4).is_empty());
+    }
+
+    #[test]
+    fn what_is_put_back_comes_before_what_came_meanwhile() {
+        let (a, b, c) = (element(1), element(2), element(3));
+        let mut pending = Pending::default();
+        pending.merge(&Change { revision: 2, added: vec![a], retired: vec![b], ..Change::default() });
+        pending.put_back(&Change { revision: 1, revoked: vec![a, b], retired: vec![c], ..Change::default() });
+        let merged = pending.take(2);
+        assert_eq!(merged, Change { revision: 2, added: vec![a], revoked: vec![b], retired: vec![c] });
+    }
+
+    #[test]
+    fn of_what_another_set_replaced_only_the_fate_of_the_gone_is_kept() {
+        let (a, b, c) = (element(1), element(2), element(3));
+        let mut pending = Pending::default();
+        pending.merge(&Change { revision: 1, added: vec![a], revoked: vec![b], retired: vec![c] });
+        pending.keep_gone(|element| *element == b);
+        assert_eq!(pending.take(2), Change { revision: 2, retired: vec![c], ..Change::default() });
     }
 }

@@ -10,7 +10,7 @@ use super::FirewallError;
 use super::layout::Family;
 use super::rules::{Chain, Mode, restore_script};
 
-/// Marks the jump that stands in while ours are put in their place.
+/// Marks the jumps that stand in while ours are put in their place.
 const STAND_IN: &str = "-m comment --comment og-moving";
 
 /// The chains of one family behind one backend of iptables.
@@ -152,10 +152,13 @@ impl Chains {
         let strays = || present.iter().filter(|rule| leads_to(rule, chain));
         let what = if strays().next().is_none() { "was missing" } else { "was not in its place" };
         let moving = strays().next().is_some();
-        let stand_in = format!("{STAND_IN} -j {}", chain.name());
+        // As narrow as ours: on a machine that forwards other traffic that is not to be judged by us for a moment.
+        let stand_ins: Vec<String> = (wanted.iter()).map(|jump| stand_in(jump)).collect();
         let action = format!("insert jump to {} into {table} {parent} ({})", chain.name(), self.family);
         if moving {
-            self.insert(&action, table, parent, &stand_in, 1)?;
+            for (stand_in, position) in stand_ins.iter().zip(1..) {
+                self.insert(&action, table, parent, stand_in, position)?;
+            }
             for stray in strays() {
                 self.execute(&action, table, &format!("-D {parent} {stray}"))?;
             }
@@ -164,7 +167,9 @@ impl Chains {
             self.insert(&action, table, parent, rule, position)?;
         }
         if moving {
-            self.execute(&action, table, &format!("-D {parent} {stand_in}"))?;
+            for stand_in in &stand_ins {
+                self.execute(&action, table, &format!("-D {parent} {stand_in}"))?;
+            }
         }
         Ok(Some(format!("{table} {parent} ({}): jump to {} {what}", self.family, chain.name())))
     }
@@ -243,6 +248,11 @@ impl Chains {
     }
 }
 
+/// The jump that stands in for one of ours.
+fn stand_in(jump: &str) -> String {
+    jump.replacen("-j ", &format!("{STAND_IN} -j "), 1)
+}
+
 /// True when the `present` rules of the parent begin with the `wanted` jumps, and no other leads to our chain.
 fn leads_only_by(wanted: &[String], present: &[String], chain: Chain) -> bool {
     let (head, tail) = present.split_at(wanted.len().min(present.len()));
@@ -271,6 +281,15 @@ fn program_error(action: String, complaint: &[u8]) -> FirewallError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_jump_that_stands_in_catches_no_more_than_the_one_it_stands_for() {
+        let cidrs = ["10.0.0.0/8".parse().unwrap()];
+        let stand_ins =
+            Chain::Forward.jumps(Family::V4, &cidrs).iter().map(|jump| stand_in(jump)).collect::<Vec<_>>();
+        assert_eq!(stand_ins[0], "-s 10.0.0.0/8 -m comment --comment og-moving -j OG-FORWARD");
+        assert!(stand_ins.iter().all(|rule| leads_to(rule, Chain::Forward)));
+    }
 
     #[test]
     fn only_rules_whose_target_is_our_chain_lead_to_it() {

@@ -27,6 +27,8 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How long the ends of a TCP connection may go on sending into nothing (`tcp_retries2` of 15 is 924 s at the least, tcp(7)):
 /// for so long a cut connection is not picked up again in its middle when its element comes back.
 pub(super) const CUT_MEMORY_S: u32 = 1_800;
+/// Flows that are deleted before a change of the sets may go on.
+const FLOWS_AT_ONCE: usize = 64;
 /// Most destinations remembered in that way, for each family.
 const MAX_CUT_DESTINATIONS: u32 = 1 << 20;
 
@@ -187,16 +189,30 @@ impl Worker {
         let doomed = self.doomed(orders)?;
         self.remember(&doomed)?;
         let (mut tally, mut left) = (orders.tally(), 0);
-        for Doomed { flow, cause, element } in &doomed {
-            match self.flows.delete(flow) {
-                Ok(true) => tally.count(flow, *cause, *element),
-                // It ended by itself.
-                Ok(false) => {}
-                // One that the kernel holds on to (offloaded to a device, say) keeps none of the others.
-                Err(error) => {
-                    let Flow { source, destination, protocol, port, .. } = flow;
-                    tracing::warn!(%error, %source, %destination, protocol, port, "delete a flow");
+        for doomed in doomed.chunks(FLOWS_AT_ONCE) {
+            // The sets stand still for so long that what was added again meanwhile keeps its flows.
+            let _changing = self.changing.lock();
+            let mut judge = Judge { sets: &mut self.sets, known: HashMap::new(), failure: None };
+            for Doomed { flow, cause, element } in doomed {
+                let keeps = judge.passes(flow) && flow.hides_source;
+                if let Some(error) = judge.failure.take() {
+                    tracing::warn!(%error, "ask whether a flow passes");
                     left += 1;
+                    continue;
+                }
+                if keeps {
+                    continue;
+                }
+                match self.flows.delete(flow) {
+                    Ok(true) => tally.count(flow, *cause, *element),
+                    // It ended by itself.
+                    Ok(false) => {}
+                    // One that the kernel holds on to (offloaded to a device, say) keeps none of the others.
+                    Err(error) => {
+                        let Flow { source, destination, protocol, port, .. } = flow;
+                        tracing::warn!(%error, %source, %destination, protocol, port, "delete a flow");
+                        left += 1;
+                    }
                 }
             }
         }
@@ -229,25 +245,20 @@ impl Worker {
                 .filter_map(|(any, family)| any.then_some(Scan::Family(family)))
                 .collect(),
         };
+        // Judged while they are listed, so that only those are kept that have to go.
+        let mut judge = Judge { sets: &mut self.sets, known: HashMap::new(), failure: None };
         let mut candidates = Vec::new();
         for scan in scans {
             let cidrs = &self.internal_cidrs;
             candidates.extend(self.flows.list(scan, |flow| {
-                is_ours(flow, cidrs, &local) && (orders.sweep || matcher.find(flow).is_some())
+                is_ours(flow, cidrs, &local)
+                    && (orders.sweep || matcher.find(flow).is_some())
+                    && !(judge.passes(flow) && flow.hides_source)
             })?);
         }
-        let mut known = HashMap::new();
-        let mut doomed = Vec::new();
+        let mut doomed = Vec::with_capacity(candidates.len());
         for flow in candidates {
-            let place = (flow.destination, flow.protocol, flow.port);
-            let passes = match known.get(&place) {
-                Some(passes) => *passes,
-                None => {
-                    let passes = passes(&mut self.sets, &flow)?;
-                    known.insert(place, passes);
-                    passes
-                }
-            };
+            let passes = judge.passes(&flow);
             let found = matcher.find(&flow);
             let (cause, element) = match (passes, flow.hides_source) {
                 (true, true) => continue,
@@ -255,6 +266,9 @@ impl Worker {
                 (false, _) => (found.map_or(CutCause::Stale, |(_, cause)| cause), found),
             };
             doomed.push(Doomed { flow, cause, element: element.map(|(element, _)| element) });
+        }
+        if let Some(error) = judge.failure {
+            return Err(error.into());
         }
         if orders.sweep {
             self.leave_to_newer_orders(&mut doomed);
@@ -298,6 +312,33 @@ pub(super) fn create_cut_sets(client: &mut Client) -> Result<Vec<&'static str>, 
         }
     }
     Ok(made)
+}
+
+/// Whether flows may go on, asked once for each destination.
+struct Judge<'a> {
+    sets: &'a mut Client,
+    known: HashMap<(IpAddr, u8, u16), bool>,
+    /// Why it could not be asked; until then a flow counts as one that passes.
+    failure: Option<IpsetError>,
+}
+
+impl Judge<'_> {
+    fn passes(&mut self, flow: &Flow) -> bool {
+        let place = (flow.destination, flow.protocol, flow.port);
+        if let Some(passes) = self.known.get(&place) {
+            return *passes;
+        }
+        match passes(self.sets, flow) {
+            Ok(passes) => {
+                self.known.insert(place, passes);
+                passes
+            }
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                true
+            }
+        }
+    }
 }
 
 /// True when a set that lets packets pass holds the flow's destination.

@@ -3,12 +3,13 @@
 //! The kernel's sets say what drains, a file in the state directory until when. Without the file (or without a line in it)
 //! the time begins anew at the start; after a reboot there are no flows that could drain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use allowlist::Element;
+use allowlist::{Element, PortRange};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Idle time after which an element stops draining. Long enough for pools of kept-alive connections, short enough that
@@ -120,6 +121,24 @@ impl DrainBook {
         }
     }
 
+    /// What drains within what is `removed`, without the elements that are named there themselves.
+    pub(super) fn covered_by(&self, removed: &BTreeSet<Element>) -> Vec<Element> {
+        let mut ports: BTreeMap<IpNet, Vec<Option<PortRange>>> = BTreeMap::new();
+        for element in removed {
+            ports.entry(element.prefix).or_default().push(element.ports);
+        }
+        let lengths: BTreeSet<u8> = ports.keys().map(IpNet::prefix_len).collect();
+        let is_covered = |element: &Element| {
+            let length_of = |length: &u8| IpNet::new(element.prefix.addr(), *length).ok();
+            (lengths.iter().take_while(|length| **length <= element.prefix.prefix_len()))
+                .filter_map(|length| ports.get(&length_of(length)?.trunc()))
+                .flatten()
+                .any(|ports| ports.zip(element.ports).is_none_or(|(one, other)| overlap(one, other)))
+        };
+        let elements = self.entries.keys().filter(|element| !removed.contains(element));
+        elements.filter(|element| is_covered(element)).copied().collect()
+    }
+
     /// The elements whose time is over.
     pub(super) fn due(&self, now: Instant) -> Vec<Element> {
         let idle = self.limits.idle;
@@ -149,6 +168,10 @@ impl DrainBook {
             }
         }
     }
+}
+
+fn overlap(one: PortRange, other: PortRange) -> bool {
+    one.protocol() == other.protocol() && one.first() <= other.last() && other.first() <= one.last()
 }
 
 fn read(path: &Path) -> BTreeMap<Element, u64> {
@@ -209,6 +232,25 @@ mod tests {
         assert_eq!(book.due(after(100)), [element(1), element(2)]);
         book.end(&element(2));
         assert_eq!(book.due(after(100)), [element(1)]);
+    }
+
+    #[test]
+    fn what_is_removed_covers_what_drains_within_it() {
+        let mut book = DrainBook::new(limits(None));
+        book.begin(element(1), Instant::now());
+        let covered = |removed: &str| {
+            let (prefix, ports) = removed.split_once(' ').map_or((removed, None), |(p, q)| (p, Some(q)));
+            let removed = Element::new(prefix.parse().unwrap(), ports.map(|ports| ports.parse().unwrap()));
+            !book.covered_by(&[removed].into()).is_empty()
+        };
+        for removed in ["8.8.8.0/24", "8.8.8.1/32", "8.8.0.0/16 tcp/400-500"] {
+            assert!(covered(removed), "{removed}");
+        }
+        for removed in
+            ["8.8.4.0/24", "8.8.8.0/24 udp/443", "8.8.8.0/24 tcp/444", "8.8.8.1/32 tcp/443", "::/1"]
+        {
+            assert!(!covered(removed), "{removed}");
+        }
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Firewall for DryRunFirewall {
         Ok(self.held.clone())
     }
 
-    fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<Outcome, FirewallError> {
+    fn hold(&mut self, elements: &BTreeSet<Element>, _: &Change) -> Result<Outcome, FirewallError> {
         let (admitted, refused) = admit::sift(elements);
         Ok(Outcome { refused, ..self.become_(admitted)? })
     }

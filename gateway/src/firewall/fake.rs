@@ -16,7 +16,7 @@ use super::{CutSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, 
 pub enum Call {
     /// [`Firewall::install`].
     Install,
-    /// [`Firewall::replace`] with these elements.
+    /// [`Firewall::hold`] with these elements.
     Replace(BTreeSet<Element>),
     /// [`Firewall::apply`] with this change.
     Apply(Change),
@@ -164,7 +164,7 @@ impl Firewall for FakeFirewall {
         Ok(self.record(Call::Install)?.held.clone())
     }
 
-    fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<Outcome, FirewallError> {
+    fn hold(&mut self, elements: &BTreeSet<Element>, _: &Change) -> Result<Outcome, FirewallError> {
         let mut state = self.record(Call::Replace(elements.clone()))?;
         let (wanted, refused) = state.sift(elements);
         Ok(state.hold(wanted, refused))

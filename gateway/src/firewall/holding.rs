@@ -1,8 +1,10 @@
 //! The elements in the kernel's sets: what passes, what drains, and the way from one to the other.
 
+mod draining;
 mod upkeep;
+mod whole;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use allowlist::feed::RefusedElement;
@@ -13,8 +15,8 @@ use super::drain::DrainBook;
 use super::failures::all_done;
 use super::in_flight::wait_for_packets_in_flight;
 use super::ipset::{Client, Counters, IpsetError};
-use super::layout::{DRAIN_PAIRS, KernelOptions, Member, PAIRS, members_of, pair_of};
-use super::sets::{SetPair, Taken};
+use super::layout::{DRAIN_PAIRS, KernelOptions, PAIRS, pair_of};
+use super::sets::{Last, SetPair, Taken};
 use super::{ElementCounters, FirewallError, Outcome, admit, cutter};
 
 /// A change in the words of the sets; no element in two of them.
@@ -32,6 +34,8 @@ pub(super) struct Holding {
     drains: [SetPair; 4],
     book: DrainBook,
     held: BTreeSet<Element>,
+    /// Elements that drain already and are still in the sets of what passes, until [`Self::end_draining`] comes by.
+    leaving: BTreeSet<Element>,
     /// Elements that pass no more and whose flows are to be cut; until somebody takes them.
     closed: Vec<Element>,
     /// True while `held` is known to be what the sets hold, element by element.
@@ -47,6 +51,7 @@ impl Holding {
             drains: DRAIN_PAIRS.map(|layout| SetPair::new(layout, options.set_capacity)),
             book: DrainBook::new(options.drain.clone()),
             held: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             closed: Vec::new(),
             settled: false,
         })
@@ -70,6 +75,7 @@ impl Holding {
     pub(super) fn adopt(&mut self) -> Result<(), IpsetError> {
         self.settled = false;
         self.held.clear();
+        self.leaving.clear();
         for pair in &mut self.pairs {
             self.held.extend(pair.adopt(&mut self.client)?);
         }
@@ -84,38 +90,33 @@ impl Holding {
         Ok(())
     }
 
-    /// Holds exactly `wanted`. What drains goes on draining.
-    pub(super) fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<Outcome, FirewallError> {
-        let (admitted, refused) = admit::sift(elements);
-        self.hold(admitted, refused)
-    }
-
     /// Makes one change.
     pub(super) fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError> {
         let (admitted, refused) = admit::sift(&change.added);
         let revoked: BTreeSet<Element> = change.revoked.iter().copied().collect();
-        let retired: BTreeSet<Element> = change.retired.iter().copied().collect();
-        let stays = |element: &&Element| !revoked.contains(element) && !retired.contains(element);
-        let retiring = || retired.difference(&revoked).filter(|element| self.held.contains(element)).copied();
+        let retired: BTreeSet<Element> =
+            change.retired.iter().filter(|element| !revoked.contains(element)).copied().collect();
         if !self.settled {
-            let (removed, draining) =
-                (revoked.union(&retired).copied().collect::<Vec<_>>(), retiring().collect::<Vec<_>>());
+            let removed: Vec<Element> = revoked.union(&retired).copied().collect();
             let wanted = self.guess_after(admitted, &removed);
-            let begun = self.begin_draining(&draining);
-            return self.hold(wanted, refused).and_then(|outcome| all_done(begun).map(|()| outcome));
+            return self.hold(wanted, refused, &retired);
         }
+        let stays = |element: &&Element| !revoked.contains(element) && !retired.contains(element);
         let step = Step {
             added: admitted.difference(&self.held).filter(stays).copied().collect(),
             revoked: (revoked.iter())
                 .filter(|element| self.held.contains(element) || self.book.contains(element))
                 .copied()
+                .chain(
+                    self.book.covered_by(&revoked).into_iter().filter(|element| !admitted.contains(element)),
+                )
                 .collect(),
-            retired: retiring().collect(),
+            retired: retired.intersection(&self.held).copied().collect(),
         };
-        self.step(&step, refused)
+        self.step(step, refused)
     }
 
-    fn step(&mut self, step: &Step, mut refused: Vec<RefusedElement>) -> Result<Outcome, FirewallError> {
+    fn step(&mut self, step: Step, mut refused: Vec<RefusedElement>) -> Result<Outcome, FirewallError> {
         let Step { added, revoked, retired } = step;
         self.settled = false;
         let mut outcome = Outcome::default();
@@ -123,49 +124,28 @@ impl Holding {
         let mut taken: [Taken; 4] = Default::default();
         let mut drained: [Taken; 4] = Default::default();
         // Out everywhere before in anywhere: what was revoked waits for nothing.
-        let (no_longer, ending) = (
-            parts(revoked, |element| self.held.contains(element)),
-            parts(revoked, |element| self.book.contains(element)),
-        );
-        let (coming, leaving) = (parts(added, |_| true), parts(retired, |_| true));
-        for at in 0..PAIRS.len() {
-            first_part(
-                &mut self.pairs[at],
-                &mut self.client,
-                &no_longer[at],
-                &coming[at],
-                &mut taken[at],
-                &mut failures,
-            );
-            first_part(
-                &mut self.drains[at],
-                &mut self.client,
-                &ending[at],
-                &[],
-                &mut drained[at],
-                &mut failures,
-            );
-        }
-        for element in revoked {
+        let passes = |element: &Element| self.held.contains(element) || self.leaving.contains(element);
+        let (no_longer, ending) =
+            (parts(&revoked, passes), parts(&revoked, |element| self.book.contains(element)));
+        let coming = parts(&added, |element| !self.leaving.contains(element));
+        failures.extend(self.close(&no_longer, &coming, &ending, &mut taken, &mut drained));
+        for element in &revoked {
             self.book.end(element);
+            self.leaving.remove(element);
             outcome.removed += usize::from(self.held.remove(element));
             self.closed.push(*element);
         }
-        failures.extend(self.begin_draining(retired));
-        for at in 0..PAIRS.len() {
-            first_part(
-                &mut self.pairs[at],
-                &mut self.client,
-                &leaving[at],
-                &[],
-                &mut taken[at],
-                &mut failures,
-            );
-        }
-        for element in retired {
+        failures.extend(self.begin_draining(&retired));
+        let (draining, homeless): (Vec<Element>, Vec<Element>) =
+            retired.iter().partition(|element| self.book.contains(element));
+        let none = Default::default();
+        failures.extend(self.close(&parts(&homeless, |_| true), &none, &none, &mut taken, &mut drained));
+        self.leaving.extend(draining);
+        for element in &retired {
             outcome.removed += usize::from(self.held.remove(element));
         }
-        self.held.extend(added);
+        self.held.extend(&added);
+        outcome.added = added.iter().filter(|element| self.leaving.remove(element)).count();
         for at in 0..PAIRS.len() {
             match self.pairs[at].put_in(&mut self.client, &coming[at], &taken[at].missing) {
                 Ok(refused_here) => {
@@ -178,85 +158,35 @@ impl Holding {
                 Err(error) => failures.push(error),
             }
         }
-        let returned = parts(added, |element| self.book.contains(element));
-        failures.extend(self.last_part(&taken, &drained, &returned));
+        let returned = parts(&added, |element| self.book.contains(element));
+        failures.extend(self.last_part(&taken, &drained, &returned, Last::ReadIfQuick));
         all_done(failures)?;
         self.settled = true;
         outcome.refused = refused;
         Ok(outcome)
     }
 
-    /// Hands each pair its part and settles what is held afterwards.
-    fn hold(
+    /// First part of a change: takes what passes no more, and what drains no more, off the way out.
+    fn close(
         &mut self,
-        wanted: BTreeSet<Element>,
-        mut refused: Vec<RefusedElement>,
-    ) -> Result<Outcome, FirewallError> {
-        self.settled = false;
-        let mut wanted_parts: [BTreeSet<Element>; 4] = Default::default();
-        for element in &wanted {
-            wanted_parts[pair_of(element)].insert(*element);
-        }
+        no_longer: &[Vec<Element>; 4],
+        coming: &[Vec<Element>; 4],
+        ending: &[Vec<Element>; 4],
+        taken: &mut [Taken; 4],
+        drained: &mut [Taken; 4],
+    ) -> Vec<IpsetError> {
         let mut failures = Vec::new();
-        let mut taken: [Option<Taken>; 4] = Default::default();
-        // Out everywhere before in anywhere: what was revoked waits for nothing.
-        for (at, pair) in self.pairs.iter_mut().enumerate() {
-            match pair.take_out_all_but(&mut self.client, &wanted_parts[at]) {
-                Ok(out) => taken[at] = Some(out),
-                Err(error) => failures.push(error),
-            }
-        }
-        let mut held = wanted;
-        for (at, pair) in self.pairs.iter_mut().enumerate() {
-            let Some(taken) = &taken[at] else { continue };
-            match pair.put_in(&mut self.client, &wanted_parts[at], &taken.missing) {
-                Ok(refused_here) => {
-                    for refusal in refused_here {
-                        held.remove(&refusal.element);
-                        refused.push(refusal);
-                    }
+        for at in 0..PAIRS.len() {
+            for (pair, removed, added, into) in [
+                (&mut self.pairs[at], &no_longer[at], coming[at].as_slice(), &mut taken[at]),
+                (&mut self.drains[at], &ending[at], &[], &mut drained[at]),
+            ] {
+                if removed.is_empty() && added.is_empty() {
+                    continue;
                 }
-                Err(error) => failures.push(error),
-            }
-        }
-        let returned: Vec<Element> =
-            self.book.elements().filter(|element| held.contains(element)).copied().collect();
-        let taken = taken.map(Option::unwrap_or_default);
-        failures.extend(self.last_part(&taken, &Default::default(), &parts(&returned, |_| true)));
-        let added = held.difference(&self.held).count();
-        let gone = self.held.difference(&held);
-        let removed = gone.clone().count();
-        self.closed.extend(gone.filter(|element| !self.book.contains(element)));
-        self.held = held;
-        all_done(failures)?;
-        self.settled = true;
-        Ok(Outcome { added, removed, refused })
-    }
-
-    /// Lets flows of `elements` go on before the elements go. One that finds no room is closed.
-    fn begin_draining(&mut self, elements: &[Element]) -> Vec<IpsetError> {
-        let mut failures = Vec::new();
-        let now = Instant::now();
-        let new = parts(elements, |element| !self.book.contains(element));
-        for (at, elements) in new.iter().enumerate() {
-            let pair = &mut self.drains[at];
-            let put = pair
-                .take_out(&mut self.client, &[], elements)
-                .and_then(|taken| pair.put_in(&mut self.client, elements, &taken.missing));
-            match put {
-                Ok(refused) => {
-                    let refused: BTreeSet<Element> = refused.iter().map(|refusal| refusal.element).collect();
-                    for element in elements {
-                        if refused.contains(element) {
-                            self.closed.push(*element);
-                        } else {
-                            self.book.begin(*element, now);
-                        }
-                    }
-                }
-                Err(error) => {
-                    self.closed.extend(elements);
-                    failures.push(error);
+                match pair.take_out(&mut self.client, removed, added, Last::ReadIfQuick) {
+                    Ok(out) => into.extend(out),
+                    Err(error) => failures.push(error),
                 }
             }
         }
@@ -271,6 +201,7 @@ impl Holding {
         taken: &[Taken; 4],
         drained: &[Taken; 4],
         returned: &[Vec<Element>; 4],
+        last: Last,
     ) -> Vec<IpsetError> {
         let mut failures = Vec::new();
         let gone = |taken: &[Taken; 4]| taken.iter().any(|taken| !taken.gone.is_empty());
@@ -280,52 +211,15 @@ impl Holding {
         wait_for_packets_in_flight();
         for at in 0..PAIRS.len() {
             let finished = [
-                self.pairs[at].finish(&mut self.client, &taken[at].gone),
-                self.drains[at].finish(&mut self.client, &drained[at].gone),
-                (self.drains[at].take_out(&mut self.client, &returned[at], &[]))
-                    .and_then(|taken| self.drains[at].finish(&mut self.client, &taken.gone)),
+                self.pairs[at].finish(&mut self.client, &taken[at].gone, last),
+                self.drains[at].finish(&mut self.client, &drained[at].gone, last),
+                (self.drains[at].take_out(&mut self.client, &returned[at], &[], last))
+                    .and_then(|taken| self.drains[at].finish(&mut self.client, &taken.gone, last)),
             ];
             failures.extend(finished.into_iter().filter_map(Result::err));
             returned[at].iter().for_each(|element| self.book.end(element));
         }
         failures
-    }
-
-    /// Ends the draining of what is idle or whose time is over; gives those elements.
-    pub(super) fn end_draining(&mut self, now: Instant) -> Result<Vec<Element>, FirewallError> {
-        if self.book.is_empty() {
-            self.book.write(now);
-            return Ok(Vec::new());
-        }
-        for pair in &mut self.drains {
-            pair.read(&mut self.client)?;
-        }
-        for element in self.book.elements().copied().collect::<Vec<_>>() {
-            let (out, back) = self.drains[pair_of(&element)].total(&element);
-            self.book.observe(&element, out.packets.saturating_add(back.packets), now);
-        }
-        let due = self.book.due(now);
-        let failures = self.last_part(&Default::default(), &Default::default(), &parts(&due, |_| true));
-        self.book.write(now);
-        all_done(failures)?;
-        Ok(due)
-    }
-
-    /// What the change makes of what is held while ports of adopted elements are a guess: an adopted element that shares
-    /// a member with a removed one goes whole, so that nothing removed stays open.
-    fn guess_after(&self, added: BTreeSet<Element>, removed: &[Element]) -> BTreeSet<Element> {
-        let closed: HashSet<Member> = removed.iter().flat_map(members_of).collect();
-        let mut wanted: BTreeSet<Element> = self
-            .held
-            .iter()
-            .filter(|element| !members_of(element).any(|member| closed.contains(&member)))
-            .copied()
-            .collect();
-        wanted.extend(added);
-        for element in removed {
-            wanted.remove(element);
-        }
-        wanted
     }
 
     /// Counters of what passes and what drains.
@@ -372,25 +266,4 @@ fn parts(elements: &[Element], belongs: impl Fn(&Element) -> bool) -> [Vec<Eleme
         parts[pair_of(element)].push(*element);
     }
     parts
-}
-
-/// Takes a pair's part out and notes what is left to do.
-fn first_part(
-    pair: &mut SetPair,
-    client: &mut Client,
-    removed: &[Element],
-    added: &[Element],
-    into: &mut Taken,
-    failures: &mut Vec<IpsetError>,
-) {
-    if removed.is_empty() && added.is_empty() {
-        return;
-    }
-    match pair.take_out(client, removed, added) {
-        Ok(taken) => {
-            into.missing.extend(taken.missing);
-            into.gone.extend(taken.gone);
-        }
-        Err(error) => failures.push(error),
-    }
 }

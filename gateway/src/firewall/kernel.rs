@@ -235,11 +235,11 @@ impl Firewall for KernelFirewall {
         Ok(self.holding.held().clone())
     }
 
-    fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<Outcome, FirewallError> {
+    fn hold(&mut self, elements: &BTreeSet<Element>, way: &Change) -> Result<Outcome, FirewallError> {
         let changing = Arc::clone(&self.changing);
         let _changing = changing.lock();
-        let result = self.holding.replace(elements);
-        self.cut_closed(CutCause::Revoked, 0);
+        let result = self.holding.replace(elements, &way.retired);
+        self.cut_closed(CutCause::Revoked, way.revision);
         self.sweep_when_settled();
         result
     }

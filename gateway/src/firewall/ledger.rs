@@ -42,6 +42,13 @@ impl Ledger {
         self.carry(member, last);
     }
 
+    /// The member goes, and what it counted since the last reading with it.
+    pub(super) fn close_as_read(&mut self, member: &Member) {
+        if let Some(last) = self.seen.remove(member) {
+            self.carry(member, last);
+        }
+    }
+
     /// All that was counted for the member.
     pub(super) fn total(&self, member: &Member) -> Counters {
         let seen = self.seen.get(member).copied().unwrap_or_default();
@@ -101,6 +108,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_closes_unread_keeps_what_was_read() {
+        let member = Member { prefix: "8.8.8.8/32".parse().unwrap(), service: None };
+        let counters = |packets| Counters { packets, bytes: 100 * packets };
+        let mut ledger = Ledger::default();
+        ledger.observe(&member, counters(3));
+        ledger.close_as_read(&member);
+        ledger.close_as_read(&member);
+        assert_eq!(ledger.total(&member), counters(3));
+        ledger.observe(&member, counters(2));
+        assert_eq!(ledger.total(&member), counters(5));
+    }
 
     fn member(last: u8) -> Member {
         Member { prefix: format!("8.8.8.{last}/32").parse().unwrap(), service: None }

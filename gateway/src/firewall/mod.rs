@@ -56,17 +56,27 @@ pub trait Firewall: Send {
     /// [`FirewallError`]; forwarding is then closed or as it was, never wider.
     fn install(&mut self) -> Result<BTreeSet<Element>, FirewallError>;
 
-    /// Makes the kernel hold exactly `elements`, in place: what is in both keeps its packets and counters.
+    /// Makes the kernel hold exactly `elements`, in place: what is in both keeps its packets and counters. `way` is what
+    /// is known of how they came about: what it calls retired drains, everything else that goes is cut, and its
+    /// revision is that of the reports.
     ///
     /// # Errors
     /// [`FirewallError`] when the kernel could not be changed at all; elements it refuses one by one are reported in
     /// the outcome, and the rest is applied.
-    fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<Outcome, FirewallError>;
+    fn hold(&mut self, elements: &BTreeSet<Element>, way: &Change) -> Result<Outcome, FirewallError>;
+
+    /// [`Self::hold`] when nothing is known of the way.
+    ///
+    /// # Errors
+    /// As [`Self::hold`].
+    fn replace(&mut self, elements: &BTreeSet<Element>) -> Result<Outcome, FirewallError> {
+        self.hold(elements, &Change::default())
+    }
 
     /// Applies one change to what the kernel holds.
     ///
     /// # Errors
-    /// As [`Self::replace`].
+    /// As [`Self::hold`].
     fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError>;
 
     /// Cumulative counters of every held element, sorted, monotonic for as long as this driver lives (and across

@@ -3,7 +3,10 @@
 //! Members are added to the replies' set first and taken from the way out first, so that no packet leaves whose reply
 //! could not come back, or whose source NAT would not hide.
 
+mod compare;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
 use allowlist::Element;
 use allowlist::feed::RefusedElement;
@@ -17,8 +20,8 @@ use super::ledger::Ledger;
 
 /// The largest table we make; a member takes about 50 bytes.
 pub(super) const MAX_SET_CAPACITY: u32 = 1 << 22;
-/// How many members a repair names one by one.
-const MAX_NAMED_MEMBERS: usize = 5;
+/// Longest reading of a set that a removal waits for.
+const MAX_LAST_READING: Duration = Duration::from_millis(25);
 
 /// A pair of sets as this process knows it.
 pub(super) struct SetPair {
@@ -28,6 +31,22 @@ pub(super) struct SetPair {
     owners: HashMap<Member, u32>,
     out: Ledger,
     back: Ledger,
+    /// How long the last reading of a set took.
+    reading: Duration,
+    /// When the sets are compared member by member again, if nothing calls for it before.
+    compare_at: Instant,
+}
+
+/// Whose last counts are read before a member goes: the kernel reads no single one, hence it takes a whole set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Last {
+    /// They are.
+    Read,
+    /// If that takes no longer than [`MAX_LAST_READING`]: what is revoked does not wait for statistics. Else it is counted
+    /// as of the last reading.
+    ReadIfQuick,
+    /// They have been read a moment ago.
+    Known,
 }
 
 /// What the first part of a change leaves to the others.
@@ -39,6 +58,13 @@ pub(super) struct Taken {
     pub(super) gone: BTreeSet<Member>,
 }
 
+impl Taken {
+    pub(super) fn extend(&mut self, more: Self) {
+        self.missing.extend(more.missing);
+        self.gone.extend(more.gone);
+    }
+}
+
 /// The name a bigger table has while it is filled, and the old one until it was read.
 pub(super) fn fresh_name(name: &str) -> String {
     format!("{name}-new")
@@ -48,7 +74,15 @@ impl SetPair {
     /// Knows nothing yet; [`Self::adopt`] or [`Self::take_out_all_but`] finds out.
     pub(super) fn new(layout: PairLayout, capacity: u32) -> Self {
         let capacity = capacity.clamp(1, MAX_SET_CAPACITY);
-        Self { layout, capacity, owners: HashMap::new(), out: Ledger::default(), back: Ledger::default() }
+        Self {
+            layout,
+            capacity,
+            owners: HashMap::new(),
+            out: Ledger::default(),
+            back: Ledger::default(),
+            reading: Duration::ZERO,
+            compare_at: Instant::now(),
+        }
     }
 
     const fn names(&self) -> [&'static str; 2] {
@@ -120,7 +154,7 @@ impl SetPair {
         let taken = self.take_out_all_but(client, &elements)?;
         self.put_in(client, &elements, &taken.missing)?;
         wait_for_packets_in_flight();
-        self.finish(client, &taken.gone)?;
+        self.finish(client, &taken.gone, Last::Known)?;
         Ok(elements.into_iter().collect())
     }
 
@@ -131,6 +165,7 @@ impl SetPair {
         client: &mut Client,
         removed: &[Element],
         added: &[Element],
+        last: Last,
     ) -> Result<Taken, IpsetError> {
         let mut missing = BTreeSet::new();
         for member in added.iter().flat_map(members_of) {
@@ -141,7 +176,7 @@ impl SetPair {
             }
         }
         let gone = self.disown(removed);
-        self.remove_from(client, self.layout.out, &gone)?;
+        self.remove_from(client, self.layout.out, &gone, last)?;
         Ok(Taken { missing, gone })
     }
 
@@ -151,31 +186,40 @@ impl SetPair {
         client: &mut Client,
         wanted: &BTreeSet<Element>,
     ) -> Result<Taken, IpsetError> {
-        let PairLayout { scope, out, back, .. } = self.layout;
+        let PairLayout { out, back, .. } = self.layout;
         let mut owners: HashMap<Member, u32> = HashMap::with_capacity(wanted.len());
         for member in wanted.iter().flat_map(members_of) {
             *owners.entry(member).or_insert(0) += 1;
         }
         self.owners = owners;
-        let in_out = client.dump(out, scope)?;
-        let in_back = client.dump(back, scope)?;
+        let in_out = self.dump(client, out)?;
+        let in_back = self.dump(client, back)?;
         let missing = (self.owners.keys())
             .filter(|member| !in_out.contains_key(member) || !in_back.contains_key(member))
             .copied()
             .collect();
-        let gone = in_out
-            .into_keys()
-            .chain(in_back.into_keys())
-            .filter(|member| !self.owners.contains_key(member))
-            .collect();
-        self.remove_from(client, out, &gone)?;
+        let mut gone = BTreeSet::new();
+        for (name, counted) in [(out, in_out), (back, in_back)] {
+            for (member, counters) in counted {
+                if !self.owners.contains_key(&member) {
+                    self.ledger(name).observe(&member, counters);
+                    gone.insert(member);
+                }
+            }
+        }
+        self.remove_from(client, out, &gone, Last::Known)?;
         Ok(Taken { missing, gone })
     }
 
     /// Last part of a change: takes what is gone out of the replies' set too. NAT looks at it, so that it has to wait
     /// for the packets that had passed FORWARD when the first part was made: none leaves with its private source.
-    pub(super) fn finish(&mut self, client: &mut Client, gone: &BTreeSet<Member>) -> Result<(), IpsetError> {
-        self.remove_from(client, self.layout.back, gone)
+    pub(super) fn finish(
+        &mut self,
+        client: &mut Client,
+        gone: &BTreeSet<Member>,
+        last: Last,
+    ) -> Result<(), IpsetError> {
+        self.remove_from(client, self.layout.back, gone, last)
     }
 
     /// Second part: adds the `missing` members of `wanted`. An element with a member that the kernel refuses is not
@@ -207,15 +251,6 @@ impl SetPair {
         gone
     }
 
-    /// Reads both sets.
-    pub(super) fn read(&mut self, client: &mut Client) -> Result<(), IpsetError> {
-        for name in self.names() {
-            let counted = client.dump(name, self.layout.scope)?;
-            self.observe(name, &counted);
-        }
-        Ok(())
-    }
-
     /// What was counted for `element` as of the last [`Self::read`]: out and back.
     pub(super) fn total(&self, element: &Element) -> (Counters, Counters) {
         let mut total = (Counters::default(), Counters::default());
@@ -227,46 +262,6 @@ impl SetPair {
             total.1.bytes = total.1.bytes.saturating_add(back.bytes);
         }
         total
-    }
-
-    /// Compares both sets with what they should hold, repairs the difference and says what it was.
-    pub(super) fn mend(&mut self, client: &mut Client) -> Result<Vec<String>, IpsetError> {
-        let mut wrong = Vec::new();
-        for name in self.create_missing(client)? {
-            wrong.push(format!("ipset {name} was missing"));
-        }
-        let mut gone = BTreeSet::new();
-        let mut lost = BTreeSet::new();
-        for name in self.names() {
-            let counted = client.dump(name, self.layout.scope)?;
-            self.observe(name, &counted);
-            let missing: Vec<Member> =
-                self.owners.keys().filter(|member| !counted.contains_key(member)).copied().collect();
-            let foreign: Vec<Member> =
-                counted.into_keys().filter(|member| !self.owners.contains_key(member)).collect();
-            if !missing.is_empty() {
-                wrong.push(format!("ipset {name}: {} missing", named(&missing)));
-                lost.extend(missing);
-            }
-            if !foreign.is_empty() {
-                wrong.push(format!("ipset {name}: {} not ours", named(&foreign)));
-                gone.extend(foreign);
-            }
-        }
-        self.remove_members(client, &gone)?;
-        self.make_room(client, self.owners.len())?;
-        let refused = self.add_members(client, &lost)?;
-        for (member, reason) in refused {
-            wrong.push(format!("{member} could not be put back: {reason}"));
-        }
-        Ok(wrong)
-    }
-
-    fn observe(&mut self, name: &str, counted: &BTreeMap<Member, Counters>) {
-        let ledger = if name == self.layout.out { &mut self.out } else { &mut self.back };
-        for member in self.owners.keys() {
-            ledger.observe(member, counted.get(member).copied().unwrap_or_default());
-        }
     }
 
     /// Adds to both sets; a member that one of them refuses is in neither afterwards.
@@ -299,26 +294,27 @@ impl SetPair {
         if members.is_empty() {
             return Ok(());
         }
-        let closed = self.remove_from(client, self.layout.out, members);
+        let closed = self.remove_from(client, self.layout.out, members, Last::ReadIfQuick);
         wait_for_packets_in_flight();
-        closed.and(self.remove_from(client, self.layout.back, members))
+        closed.and(self.remove_from(client, self.layout.back, members, Last::ReadIfQuick))
     }
 
-    /// Reads the members' counters, then deletes them.
+    /// Reads the members' counters as `last` says, then deletes them.
     fn remove_from(
         &mut self,
         client: &mut Client,
         name: &'static str,
         members: &BTreeSet<Member>,
+        last: Last,
     ) -> Result<(), IpsetError> {
         if members.is_empty() {
             return Ok(());
         }
-        // The kernel reads no single element, hence the whole set. Losing counts is better than letting pass what
-        // was revoked.
-        let counted = client.dump(name, self.layout.scope).unwrap_or_else(|error| {
+        let reads = last == Last::Read || last == Last::ReadIfQuick && self.reading <= MAX_LAST_READING;
+        // Losing counts is better than letting pass what was revoked.
+        let counted = reads.then(|| self.dump(client, name)).transpose().unwrap_or_else(|error| {
             tracing::warn!(set = name, %error, "last counts of removed members were not read");
-            BTreeMap::new()
+            None
         });
         if let Some(refusal) = client.delete(name, members)?.into_iter().next() {
             let action = format!("delete {} from ipset {name}: {}", refusal.member, refusal.reason);
@@ -328,8 +324,10 @@ impl SetPair {
             });
         }
         for member in members {
-            let last = counted.get(member).copied().unwrap_or_default();
-            self.ledger(name).close(member, last);
+            match counted.as_ref().and_then(|counted| counted.get(member)) {
+                Some(last) => self.ledger(name).close(member, *last),
+                None => self.ledger(name).close_as_read(member),
+            }
         }
         self.keep_carried(client, name);
         Ok(())
@@ -408,15 +406,4 @@ fn refused_elements<'a>(
             first_reason(element).map(|reason| RefusedElement { element: *element, reason: reason.clone() })
         })
         .collect()
-}
-
-fn named(members: &[Member]) -> String {
-    let mut members: Vec<&Member> = members.iter().collect();
-    members.sort_unstable();
-    let mut text: Vec<String> = members.iter().take(MAX_NAMED_MEMBERS).map(ToString::to_string).collect();
-    if members.len() > MAX_NAMED_MEMBERS {
-        text.push(format!("and {} more", members.len() - MAX_NAMED_MEMBERS));
-    }
-    let verb = if members.len() == 1 { "was" } else { "were" };
-    format!("{} {verb}", text.join(", "))
 }

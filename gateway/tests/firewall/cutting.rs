@@ -232,3 +232,23 @@ fn thousands_of_flows_are_cut_in_one_go() {
     client.set_nonblocking(true).unwrap();
     assert!(patiently(|| client.recv(&mut rest)).is_err());
 }
+
+#[test]
+fn a_restart_with_neighbouring_ports_revokes_nothing() {
+    let net = Net::new();
+    let listed = elements(&["8.8.8.8/32 udp/9", "8.8.8.8/32 udp/10", "9.9.9.9/32"]);
+    let (mut first, _) = installed_with_reports(&KernelOptions::default());
+    first.replace(&listed).unwrap();
+    let (client, server) = (net.client.udp(CLIENT, 0), net.internet.udp("8.8.8.8", 9));
+    let source = exchange(&client, &server);
+    drop(first);
+    let (mut second, reports) = installed_with_reports(&KernelOptions::default());
+    second.hold(&listed, &Change { revision: 7, ..Change::default() }).unwrap();
+    assert_eq!(exchange(&client, &server), source);
+    // The first report of a removal is about this one.
+    let rest = elements(&["8.8.8.8/32 udp/10", "9.9.9.9/32"]);
+    second.hold(&rest, &Change { revision: 8, ..Change::default() }).unwrap();
+    let report = reports.next(CutCause::Revoked);
+    assert_eq!((report.revision, report.flows), (8, 1));
+    assert_eq!(report.elements[0].element, element("8.8.8.8/32 udp/9"));
+}

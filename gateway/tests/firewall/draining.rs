@@ -126,3 +126,74 @@ fn what_a_person_removes_while_it_drains_is_cut_at_once() {
     assert!(net.passes(&server, &net.internet.udp("9.9.9.9", 7)).is_none());
     assert_eq!(reports.next(CutCause::Revoked).flows, 1);
 }
+
+#[test]
+fn what_a_person_removes_ends_the_draining_of_what_is_within_it() {
+    let net = Net::new();
+    let (mut firewall, reports) = installed_with_reports(&options(None));
+    firewall.replace(&elements(&["8.8.8.8/32", "8.8.8.0/24", "8.8.4.4/32", "9.9.9.9/32"])).unwrap();
+    let beacon = net.internet.udp("9.9.9.9", 7);
+    let (client, server) = (net.client.udp(CLIENT, 0), net.internet.udp("8.8.8.8", 9));
+    let (other, beside) = (net.client.udp(CLIENT, 0), net.internet.udp("8.8.4.4", 9));
+    exchange(&client, &server);
+    exchange(&other, &beside);
+    firewall.apply(&retire(2, "8.8.8.8/32")).unwrap();
+    firewall.apply(&retire(3, "8.8.4.4/32")).unwrap();
+    exchange(&client, &server);
+    let revoked = vec![element("8.8.8.0/24")];
+    firewall.apply(&Change { revision: 4, revoked, ..Change::default() }).unwrap();
+    client.send_to(b"question", "8.8.8.8:9").unwrap();
+    assert!(net.passes(&server, &beacon).is_none());
+    let report = reports.next(CutCause::Revoked);
+    assert_eq!((report.revision, report.flows), (4, 1));
+    exchange(&other, &beside);
+    assert_eq!(firewall.repair().unwrap(), []);
+}
+
+/// A step that failed, or a snapshot, is followed by the whole set; what is known of the way there is not lost.
+#[test]
+fn with_the_whole_set_what_is_known_to_be_retired_drains_and_the_rest_is_cut() {
+    let net = Net::new();
+    let (mut firewall, reports) = installed_with_reports(&options(None));
+    firewall.replace(&elements(&["8.8.8.8/32", "8.8.4.4/32", "9.9.9.9/32"])).unwrap();
+    let beacon = net.internet.udp("9.9.9.9", 7);
+    let (client, server) = (net.client.udp(CLIENT, 0), net.internet.udp("8.8.8.8", 9));
+    let (other, removed) = (net.client.udp(CLIENT, 0), net.internet.udp("8.8.4.4", 9));
+    exchange(&client, &server);
+    exchange(&other, &removed);
+    let way = Change { revision: 5, ..retire(5, "8.8.8.8/32") };
+    assert_eq!(firewall.hold(&elements(&["9.9.9.9/32"]), &way).unwrap().removed, 2);
+    let report = reports.next(CutCause::Revoked);
+    assert_eq!((report.revision, report.flows, report.elements.len()), (5, 1, 1));
+    assert_eq!(report.elements[0].element, element("8.8.4.4/32"));
+    exchange(&client, &server);
+    assert!(net.passes(&net.internet.udp("8.8.8.8", 10), &beacon).is_none());
+    assert!(net.passes(&removed, &beacon).is_none());
+    assert_eq!(firewall.repair().unwrap(), []);
+}
+
+#[test]
+fn what_was_retired_a_moment_ago_can_come_back_or_be_removed() {
+    let net = Net::new();
+    let (mut firewall, reports) = installed_with_reports(&options(None));
+    firewall.replace(&elements(&["8.8.8.8/32", "8.8.4.4/32 tcp/80-82", "8.8.4.4/32 tcp/82-84"])).unwrap();
+    let beacon = net.internet.udp("8.8.8.8", 7);
+    let retired = vec![element("8.8.8.8/32"), element("8.8.4.4/32 tcp/80-82")];
+    firewall.apply(&Change { revision: 2, retired, ..Change::default() }).unwrap();
+    let change = Change {
+        revision: 3,
+        added: vec![element("8.8.8.8/32")],
+        revoked: vec![element("8.8.4.4/32 tcp/80-82")],
+        ..Change::default()
+    };
+    let outcome = firewall.apply(&change).unwrap();
+    assert_eq!((outcome.added, outcome.removed), (1, 0));
+    assert_eq!(reports.next(CutCause::Revoked).revision, 3);
+    firewall.end_draining(Instant::now()).unwrap();
+    assert_eq!(firewall.repair().unwrap(), []);
+    assert!(net.passes(&net.internet.udp("8.8.8.8", 9), &beacon).is_some());
+    let _listening = [80, 82, 84].map(|port| net.internet.tcp("8.8.4.4", port));
+    assert!(is_prohibited(&net.client, "8.8.4.4:80"));
+    crate::passing::connect(&net.client, "8.8.4.4:82").unwrap();
+    crate::passing::connect(&net.client, "8.8.4.4:84").unwrap();
+}

@@ -76,6 +76,15 @@ fn what_somebody_broke_is_named_and_works_again() {
     command("ipset", &["create", "og4o", "hash:net"]);
     command("ipset", &["add", "og4o", "9.9.0.0/16"]);
     assert!(repaired(&mut firewall).contains("ipset og4o was of another kind"));
+    for name in ["og4deny", "og6cut"] {
+        let (program, chain) =
+            if name.starts_with("og4") { ("iptables", "OG-FORWARD") } else { ("ip6tables", "OG-FORWARD") };
+        command(program, &["-F", chain]);
+        destroy(name);
+        command("ipset", &["create", name, "hash:ip"]);
+        let found = repaired(&mut firewall);
+        assert!(found.contains(&format!("ipset {name} was of another kind")), "{found}");
+    }
     assert!(net.passes(&unlisted, &beacon).is_none());
 }
 

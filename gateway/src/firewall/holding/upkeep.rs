@@ -9,7 +9,7 @@ use crate::firewall::carried::carried_name;
 use crate::firewall::cutter;
 use crate::firewall::denied::mend_deny_sets;
 use crate::firewall::ipset::IpsetError;
-use crate::firewall::layout::{CUT_SETS, DENY_SETS, DRAIN_PAIRS, PAIRS};
+use crate::firewall::layout::{CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, PAIRS, Scope};
 use crate::firewall::sets::fresh_name;
 
 /// The kernel lets go of a set some time after the rule that used it is gone.
@@ -23,6 +23,13 @@ impl Holding {
         let mut misfits = Vec::new();
         for pair in self.pairs.iter().chain(&self.drains) {
             misfits.extend(pair.misfits(&mut self.client)?);
+        }
+        for names in [CUT_SETS, DENY_SETS] {
+            for (family, name) in Family::BOTH.into_iter().zip(names) {
+                if self.client.header(name)?.is_some_and(|header| !header.fits(Scope::Prefix, family)) {
+                    misfits.push(name);
+                }
+            }
         }
         Ok(misfits)
     }

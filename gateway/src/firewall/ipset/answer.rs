@@ -23,14 +23,16 @@ pub(super) fn read_name(attributes: Attributes<'_>) -> Option<&str> {
     attributes.find(ATTR_SETNAME)?.as_text()
 }
 
-/// Type name, family number, capacity and whether it counts, of a listed set's first message.
-pub(super) fn read_header(attributes: Attributes<'_>) -> Option<(&str, u8, u32, bool)> {
+/// Type name, family number, capacity, number of members (if the kernel tells) and whether it counts, of a listed set's
+/// first message.
+pub(super) fn read_header(attributes: Attributes<'_>) -> Option<(&str, u8, u32, Option<u32>, bool)> {
     let kind = attributes.find(ATTR_TYPENAME)?.as_text()?;
     let family = attributes.find(ATTR_FAMILY)?.as_u8()?;
     let data = attributes.find(ATTR_DATA)?.nested();
     let capacity = data.find(DATA_MAXELEM)?.as_u32_network()?;
     let flags = data.find(DATA_CADT_FLAGS).and_then(|flags| flags.as_u32_network()).unwrap_or(0);
-    Some((kind, family, capacity, flags & WITH_COUNTERS != 0))
+    let members = data.find(DATA_ELEMENTS).and_then(|members| members.as_u32_network());
+    Some((kind, family, capacity, members, flags & WITH_COUNTERS != 0))
 }
 
 /// The members in one message of a listing.

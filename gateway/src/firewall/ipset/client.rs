@@ -40,6 +40,8 @@ pub(in crate::firewall) struct SetHeader {
     family: u8,
     /// Members it has room for.
     pub(in crate::firewall) capacity: u32,
+    /// Members it has, if the kernel tells.
+    pub(in crate::firewall) members: Option<u32>,
     counts: bool,
 }
 
@@ -104,8 +106,8 @@ impl Client {
         let request = || Request::list(protocol, Some(name), Listing::Header);
         let listed =
             self.run(&format!("read header of ipset {name}"), request, &mut found, |found, answer| {
-                if let Some((kind, family, capacity, counts)) = read_header(answer) {
-                    *found = Some(SetHeader { kind: kind.to_owned(), family, capacity, counts });
+                if let Some((kind, family, capacity, members, counts)) = read_header(answer) {
+                    *found = Some(SetHeader { kind: kind.to_owned(), family, capacity, members, counts });
                 }
                 Ok(())
             });

@@ -26,6 +26,8 @@ pub(super) const DATA_CADT_FLAGS: u16 = 8;
 pub(super) const DATA_LINENO: u16 = 9;
 pub(super) const DATA_HASHSIZE: u16 = 18;
 pub(super) const DATA_MAXELEM: u16 = 19;
+/// `IPSET_ATTR_ELEMENTS` of a header.
+pub(super) const DATA_ELEMENTS: u16 = 24;
 pub(super) const DATA_BYTES: u16 = 24;
 pub(super) const DATA_PACKETS: u16 = 25;
 // `IPSET_ATTR_IPADDR_*`.
