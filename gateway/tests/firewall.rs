@@ -7,6 +7,8 @@
     reason = "outside test functions too, a test stops where it fails"
 )]
 
+mod common;
+
 #[path = "firewall/backends.rs"]
 mod backends;
 #[path = "firewall/counting.rs"]
@@ -21,6 +23,8 @@ mod modes;
 mod net;
 #[path = "firewall/passing.rs"]
 mod passing;
+#[path = "firewall/restarts.rs"]
+mod restarts;
 #[path = "firewall/upkeep.rs"]
 mod upkeep;
 

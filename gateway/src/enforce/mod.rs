@@ -8,6 +8,7 @@
 mod cuts;
 mod denied;
 mod desk;
+mod flows;
 mod owner;
 mod pending;
 
@@ -25,6 +26,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::cuts::{CutReports, MAX_CUT_REPORTS};
 use self::denied::DeniedMetrics;
 use self::desk::Desk;
+use self::flows::FlowMetrics;
 use self::owner::Owner;
 use crate::firewall::{ElementCounters, Firewall};
 use crate::held::Held;
@@ -174,6 +176,7 @@ struct EnforceMetrics {
     repairs: IntCounter,
     kernel_errors: IntCounter,
     denied: DeniedMetrics,
+    flows: FlowMetrics,
 }
 
 impl EnforceMetrics {
@@ -215,6 +218,7 @@ impl EnforceMetrics {
                 "Calls to the firewall that failed and are tried again.",
             )?,
             denied: DeniedMetrics::register(registry)?,
+            flows: FlowMetrics::register(registry)?,
         })
     }
 }

@@ -250,6 +250,7 @@ impl Owner {
             self.metrics.kernel_errors.inc();
             tracing::warn!(%error, "draining could not be ended");
         }
+        self.metrics.flows.show(self.firewall.flows());
         match self.firewall.denied() {
             Ok(denied) => self.metrics.denied.show(denied),
             Err(error) => {
@@ -276,6 +277,6 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn gauge(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
+pub(super) fn gauge(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
 }

@@ -9,7 +9,7 @@ use allowlist::{Change, Element};
 use ipnet::IpNet;
 
 use super::chains::Chains;
-use super::conntrack::switch_on_accounting;
+use super::conntrack::{FlowRoom, switch_on_accounting};
 use super::cut::CutSink;
 use super::cutter::Cutter;
 use super::holding::Holding;
@@ -223,6 +223,9 @@ impl Firewall for KernelFirewall {
         for leftover in self.leftovers() {
             tracing::warn!("{leftover}");
         }
+        if let Some(complaint) = FlowRoom::read().and_then(FlowRoom::complaint) {
+            tracing::warn!("{complaint}");
+        }
         // Before anything that can fail: after a boot the machine forwards already.
         Self::close_where_open(&self.chains)?;
         self.evict_misfits()?;
@@ -259,6 +262,10 @@ impl Firewall for KernelFirewall {
     fn denied(&mut self) -> Result<Denied, FirewallError> {
         let [v4, v6] = self.holding.denied()?;
         Ok(Denied { packets_v4: v4.packets, bytes_v4: v4.bytes, packets_v6: v6.packets, bytes_v6: v6.bytes })
+    }
+
+    fn flows(&self) -> FlowRoom {
+        FlowRoom::read().unwrap_or_default()
     }
 
     fn end_draining(&mut self, now: Instant) -> Result<(), FirewallError> {

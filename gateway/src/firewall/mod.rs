@@ -39,6 +39,7 @@ mod netlink;
 mod rules;
 mod sets;
 
+pub use conntrack::FlowRoom;
 pub use cut::CutSink;
 pub use drain::{DRAIN_IDLE, DRAIN_LIMIT, DrainLimits};
 pub use dry_run::{DryRunFirewall, Plan};
@@ -92,6 +93,11 @@ pub trait Firewall: Send {
     /// # Errors
     /// [`FirewallError`].
     fn denied(&mut self) -> Result<Denied, FirewallError>;
+
+    /// How full the kernel's table of flows is; zeros where it does not say.
+    fn flows(&self) -> FlowRoom {
+        FlowRoom::default()
+    }
 
     /// Ends the draining of retired elements that are idle or whose time is over; to be called every few seconds.
     ///
