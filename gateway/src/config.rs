@@ -124,6 +124,7 @@ struct File {
     internal_cidrs: Vec<String>,
     mode: Option<Mode>,
     deny: Option<Deny>,
+    nflog_group: Option<u16>,
     drain_idle_s: Option<u64>,
     drain_limit_s: Option<u64>,
 }
@@ -240,6 +241,7 @@ impl Config {
         let in_file = UnlistedFlags {
             mode: file.mode,
             deny: file.deny,
+            nflog_group: file.nflog_group,
             drain_idle_s: file.drain_idle_s,
             drain_limit_s: file.drain_limit_s,
         };

@@ -8,8 +8,8 @@ use std::time::Duration;
 use allowlist::codec::{self, FRAME_VERSION, MAX_FRAME_BYTES};
 use allowlist::feed::{GoawayReason, SessionStart, ToGateway, ToServer};
 use common::{Cluster, Session, Setup, added, element, first, held, until};
-use gateway::firewall::ElementCounters;
 use gateway::firewall::fake::Call;
+use gateway::firewall::{DenialNews, DeniedPacket, ElementCounters, LogLoss};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 #[tokio::test]
@@ -224,5 +224,48 @@ async fn traffic_is_reported_as_what_was_counted_since() {
         assert_eq!(deltas.len(), 1);
         assert_eq!((deltas[0].element, deltas[0].packets_out, deltas[0].bytes_out), (element(2), 3, 300));
     }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn denied_packets_wait_for_a_server_and_are_told_once() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let servers = cluster.servers(1).await;
+    let mut setup = Setup::new(&cluster, &servers, dir.path());
+    setup.timings.denials = Duration::from_millis(50);
+    let gateway = setup.start().await;
+    let packet = |port| DeniedPacket {
+        source: "10.0.0.7".parse().unwrap(),
+        destination: "9.9.9.9".parse().unwrap(),
+        protocol: 6,
+        port,
+    };
+    gateway.ready_page_with("\"denied_log\":{\"ok\":false").await;
+    gateway.kernel.tell_denial(DenialNews::Up);
+    for port in [443, 443, 80] {
+        gateway.kernel.tell_denial(DenialNews::Packet(packet(port)));
+    }
+    gateway.kernel.tell_denial(DenialNews::Lost(LogLoss::Overrun, 7));
+    let mut session = servers[0].accept().await;
+    session.hello().await;
+    session.welcome(5, SessionStart::Snapshot).await;
+    let mut flows = session.denied().await;
+    flows.sort_by_key(|flow| flow.port);
+    let said: Vec<_> = flows.iter().map(|flow| (flow.source.to_string(), flow.port, flow.packets)).collect();
+    assert_eq!(said, [("10.0.0.7".to_owned(), 80, 1), ("10.0.0.7".to_owned(), 443, 2)]);
+    gateway.kernel.tell_denial(DenialNews::Packet(packet(443)));
+    let flows = session.denied().await;
+    assert_eq!(flows.iter().map(|flow| (flow.port, flow.packets)).collect::<Vec<_>>(), [(443, 1)]);
+
+    let page = gateway.page("/metrics").await;
+    for line in [
+        "outputguard_denied_log_packets_total{family=\"ipv4\"} 4",
+        "outputguard_denied_log_lost_total{reason=\"overrun\"} 7",
+        "outputguard_denied_log_up 1",
+    ] {
+        assert!(page.contains(line), "{line} in {page}");
+    }
+    gateway.kernel.tell_denial(DenialNews::Down("group 100 is taken".to_owned()));
+    gateway.ready_page_with("group 100 is taken").await;
     gateway.stop().await;
 }

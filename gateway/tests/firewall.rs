@@ -15,6 +15,8 @@ mod backends;
 mod counting;
 #[path = "firewall/cutting.rs"]
 mod cutting;
+#[path = "firewall/denying.rs"]
+mod denying;
 #[path = "firewall/draining.rs"]
 mod draining;
 #[path = "firewall/modes.rs"]

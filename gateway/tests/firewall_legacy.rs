@@ -13,6 +13,8 @@ use std::sync::OnceLock;
 mod counting;
 #[path = "firewall/cutting.rs"]
 mod cutting;
+#[path = "firewall/denying.rs"]
+mod denying;
 #[path = "firewall/draining.rs"]
 mod draining;
 #[path = "firewall/modes.rs"]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::ConfigError;
-use crate::firewall::{DRAIN_IDLE, DRAIN_LIMIT, Deny, Mode, Policy};
+use crate::firewall::{DEFAULT_LOG_GROUP, DRAIN_IDLE, DRAIN_LIMIT, Deny, Mode, Policy};
 
 /// Longest time to drain that makes sense: a week, seconds.
 const MAX_DRAIN_S: u64 = 7 * 24 * 3_600;
@@ -20,6 +20,9 @@ pub struct UnlistedFlags {
     /// silence [default: reject]
     #[arg(long, env = "OUTPUTGUARD_DENY")]
     pub deny: Option<Deny>,
+    /// The kernel's log group (NFLOG) through which denied packets are read; 0 reads none [default: 100]
+    #[arg(long, env = "OUTPUTGUARD_NFLOG_GROUP", value_name = "GROUP")]
+    pub nflog_group: Option<u16>,
     /// Seconds without a packet after which flows to an address that left DNS end [default: 300]
     #[arg(long = "drain-idle", env = "OUTPUTGUARD_DRAIN_IDLE", value_name = "SECONDS")]
     pub drain_idle_s: Option<u64>,
@@ -54,6 +57,11 @@ impl UnlistedFlags {
             policy: Policy {
                 mode: self.mode.or(file.mode).unwrap_or_default(),
                 deny: self.deny.or(file.deny).unwrap_or_default(),
+                log_group: match self.nflog_group.or(file.nflog_group) {
+                    None => Some(DEFAULT_LOG_GROUP),
+                    Some(0) => None,
+                    group => group,
+                },
             },
             drain_idle: seconds("drain_idle_s", self.drain_idle_s.or(file.drain_idle_s), DRAIN_IDLE)?,
             drain_limit: seconds("drain_limit_s", self.drain_limit_s.or(file.drain_limit_s), DRAIN_LIMIT)?,
@@ -69,14 +77,21 @@ mod tests {
     fn flags_go_before_the_file_and_both_before_the_defaults() {
         let nothing = UnlistedFlags::default();
         let plain = nothing.over(&nothing).unwrap();
-        assert_eq!(plain.policy, Policy { mode: Mode::Enforce, deny: Deny::Reject });
+        let policy = |mode, deny, log_group| Policy { mode, deny, log_group };
+        assert_eq!(plain.policy, policy(Mode::Enforce, Deny::Reject, Some(DEFAULT_LOG_GROUP)));
         assert_eq!((plain.drain_idle, plain.drain_limit), (DRAIN_IDLE, DRAIN_LIMIT));
-        let file =
-            UnlistedFlags { mode: Some(Mode::Audit), drain_idle_s: Some(5), ..UnlistedFlags::default() };
+        let file = UnlistedFlags {
+            mode: Some(Mode::Audit),
+            nflog_group: Some(0),
+            drain_idle_s: Some(5),
+            ..UnlistedFlags::default()
+        };
         let flags =
             UnlistedFlags { drain_idle_s: Some(7), deny: Some(Deny::Drop), ..UnlistedFlags::default() };
         let merged = flags.over(&file).unwrap();
-        assert_eq!(merged.policy, Policy { mode: Mode::Audit, deny: Deny::Drop });
+        assert_eq!(merged.policy, policy(Mode::Audit, Deny::Drop, None));
+        let flags = UnlistedFlags { nflog_group: Some(7), ..flags };
+        assert_eq!(flags.over(&file).unwrap().policy.log_group, Some(7));
         assert_eq!(merged.drain_idle, Duration::from_secs(7));
     }
 

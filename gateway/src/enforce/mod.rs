@@ -6,6 +6,7 @@
 //! never waits for the kernel.
 
 mod cuts;
+mod denials;
 mod denied;
 mod desk;
 mod flows;
@@ -24,6 +25,7 @@ use prometheus::{
 use tokio::sync::{oneshot, watch};
 
 pub use self::cuts::{CutReports, MAX_CUT_REPORTS};
+pub use self::denials::{DENIAL_INTERVAL, DenialLogHealth, Denials, MAX_DENIED_FLOWS, MAX_FOLDED_SOURCES};
 use self::denied::DeniedMetrics;
 use self::desk::Desk;
 use self::flows::FlowMetrics;
@@ -70,6 +72,7 @@ pub struct Enforcer {
     applied: watch::Receiver<Option<Applied>>,
     health: watch::Receiver<KernelHealth>,
     cuts: CutReports,
+    denials: Denials,
 }
 
 impl Enforcer {
@@ -90,10 +93,12 @@ impl Enforcer {
         let (applied_tx, applied) = watch::channel(None);
         let (health_tx, health) = watch::channel(KernelHealth::Starting);
         firewall.report_cuts(cuts.sink(applied.clone()));
+        let denials = Denials::register(registry)?;
+        firewall.report_denials(denials.sink());
         let desk = Arc::new(Desk::new(held, origin));
         let owner = Owner::new(Arc::clone(&desk), firewall, store, metrics, applied_tx, health_tx);
         let thread = std::thread::Builder::new().name("firewall".to_owned()).spawn(move || owner.run())?;
-        Ok((Self { desk: Arc::clone(&desk), applied, health, cuts }, OwnerThread { desk, thread }))
+        Ok((Self { desk: Arc::clone(&desk), applied, health, cuts, denials }, OwnerThread { desk, thread }))
     }
 
     /// Looks at the held set.
@@ -134,6 +139,11 @@ impl Enforcer {
     /// Reports of cut flows that no server has been told yet.
     pub fn cuts(&self) -> &CutReports {
         &self.cuts
+    }
+
+    /// Who was denied what, as far as no server has been told.
+    pub fn denials(&self) -> &Denials {
+        &self.denials
     }
 
     /// Whether the kernel holds what it should.

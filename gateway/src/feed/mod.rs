@@ -28,7 +28,7 @@ use self::pump::Pump;
 use self::status::{LinkState, StatusBoard};
 use self::traffic::TrafficMeter;
 use crate::config::ServerUrl;
-use crate::enforce::Enforcer;
+use crate::enforce::{DENIAL_INTERVAL, Enforcer};
 
 /// How often counted traffic is reported.
 pub const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
@@ -52,6 +52,8 @@ pub struct Timings {
     pub farewell: Duration,
     /// Between traffic reports.
     pub traffic: Duration,
+    /// Between reports of denied flows, at least.
+    pub denials: Duration,
 }
 
 impl Default for Timings {
@@ -62,6 +64,7 @@ impl Default for Timings {
             snapshot: SNAPSHOT_TIMEOUT,
             farewell: FAREWELL_LIMIT,
             traffic: TRAFFIC_INTERVAL,
+            denials: DENIAL_INTERVAL,
         }
     }
 }

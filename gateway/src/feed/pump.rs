@@ -153,6 +153,13 @@ impl Pump<'_> {
                     self.send(feed, &ToServer::Cut(cut.clone())).await?;
                     self.enforcer.cuts().told(&cut);
                 }
+                flows = self.enforcer.denials().due(self.timings.denials), if greeted => {
+                    let frame = ToServer::Denied(flows);
+                    self.send(feed, &frame).await?;
+                    if let ToServer::Denied(flows) = &frame {
+                        self.enforcer.denials().told(flows);
+                    }
+                }
                 _ = report.tick(), if greeted && counting.is_terminated() => {
                     counting.set(self.enforcer.counters().fuse());
                 }

@@ -13,7 +13,7 @@ use super::layout::{
     CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, KernelOptions, PAIRS, PairLayout, members_of, pair_of,
 };
 use super::rules::{Chain, restore_script};
-use super::{CutSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
+use super::{CutSink, DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
 
 /// What would be done, a line each, in order, as the `ipset` and `iptables` programs would be told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -172,6 +172,8 @@ impl Firewall for DryRunFirewall {
     }
 
     fn report_cuts(&mut self, _: CutSink) {}
+
+    fn report_denials(&mut self, _: DenialSink) {}
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
         Ok(Vec::new())

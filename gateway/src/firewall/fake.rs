@@ -9,7 +9,9 @@ use std::time::Instant;
 use allowlist::feed::{CutReport, RefusedElement};
 use allowlist::{Change, Element};
 
-use super::{CutSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
+use super::{
+    CutSink, DenialNews, DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair, admit,
+};
 
 /// One recorded call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,13 +46,14 @@ struct State {
     repairs: Vec<Repair>,
     unrepairable: Option<String>,
     denied: Denied,
-    sink: Option<Sink>,
+    sink: Option<Sink<CutSink>>,
+    denial_sink: Option<Sink<DenialSink>>,
 }
 
-/// Where reports of cut flows go.
-struct Sink(CutSink);
+/// Where reports go.
+struct Sink<T>(T);
 
-impl fmt::Debug for Sink {
+impl<T> fmt::Debug for Sink<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Sink")
     }
@@ -120,6 +123,14 @@ impl FakeFirewall {
         let sink = self.state().sink.as_ref().map(|Sink(sink)| Arc::clone(sink));
         if let Some(sink) = sink {
             sink(report);
+        }
+    }
+
+    /// Gives news of denied packets, as the kernel driver does from a thread of its own.
+    pub fn tell_denial(&self, news: DenialNews) {
+        let sink = self.state().denial_sink.as_ref().map(|Sink(sink)| Arc::clone(sink));
+        if let Some(sink) = sink {
+            sink(news);
         }
     }
 
@@ -201,6 +212,10 @@ impl Firewall for FakeFirewall {
 
     fn report_cuts(&mut self, sink: CutSink) {
         self.state().sink = Some(Sink(sink));
+    }
+
+    fn report_denials(&mut self, sink: DenialSink) {
+        self.state().denial_sink = Some(Sink(sink));
     }
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {

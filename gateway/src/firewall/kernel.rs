@@ -12,10 +12,11 @@ use super::chains::Chains;
 use super::conntrack::{FlowRoom, switch_on_accounting};
 use super::cut::CutSink;
 use super::cutter::Cutter;
+use super::denial_log::LogStanding;
 use super::holding::Holding;
 use super::layout::{Family, KernelOptions};
 use super::rules::{Chain, Mode, Policy};
-use super::{Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair};
+use super::{DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair};
 
 /// Enforces elements in the network namespace of the thread that made it; every call has to come from a thread in
 /// that namespace.
@@ -29,6 +30,7 @@ pub struct KernelFirewall {
     /// Cuts flows, once the firewall is up; never in an audit.
     cutter: Option<Cutter>,
     sink: Option<CutSink>,
+    log: LogStanding,
     /// Held while the sets change, until the cutter has its order.
     changing: Arc<Mutex<()>>,
     /// All flows are to be looked at when the sets hold what they should.
@@ -82,6 +84,7 @@ impl KernelFirewall {
             internal_cidrs: options.internal_cidrs.clone(),
             cutter: None,
             sink: None,
+            log: LogStanding::default(),
             changing: Arc::default(),
             unswept: true,
         })
@@ -155,8 +158,18 @@ impl KernelFirewall {
 
     /// Remembers how this version of the tool prints the rules, since that differs between versions.
     fn write_body(&mut self, family: usize, chain: Chain) -> Result<(), FirewallError> {
-        let wanted = chain.body(Family::BOTH[family], self.policy);
-        self.chains[family].set_body(chain, &wanted)?;
+        let mut wanted = chain.body(Family::BOTH[family], self.policy);
+        if let Err(error) = self.chains[family].set_body(chain, &wanted) {
+            let without_log = Policy { log_group: None, ..self.policy };
+            let body = chain.body(Family::BOTH[family], without_log);
+            if body == wanted {
+                return Err(error);
+            }
+            // The log is for people, and goes before the rest does.
+            self.chains[family].set_body(chain, &body)?;
+            self.log.refuse(&error);
+            (self.policy, wanted) = (without_log, body);
+        }
         let printed = self.chains[family].body(chain)?.filter(|printed| printed.len() == wanted.len());
         self.bodies[family][chain as usize] = printed;
         Ok(())
@@ -285,6 +298,10 @@ impl Firewall for KernelFirewall {
         self.sink = Some(sink);
     }
 
+    fn report_denials(&mut self, sink: DenialSink) {
+        self.log.report_to(self.policy.log_group, sink);
+    }
+
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
         let mut wrong = Vec::new();
         let mut failure = None;
@@ -320,6 +337,7 @@ impl Firewall for KernelFirewall {
 
     fn cleanup(&mut self) -> Result<(), FirewallError> {
         self.cutter = None;
+        self.log = LogStanding::default();
         let mut errors = Vec::new();
         let others = Family::BOTH.into_iter().filter_map(Chains::leftovers);
         for chains in self.chains.iter().chain(&others.collect::<Vec<_>>()) {

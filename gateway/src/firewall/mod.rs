@@ -9,7 +9,7 @@
 //! members make an element; [`rules`] is the text of our chains, [`chains`] puts it into the kernel; [`ipset`] speaks
 //! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts, of which [`carried`] outlives the process;
 //! [`holding`] moves elements between what passes and what drains ([`drain`]); [`cutter`] takes flows out of [`conntrack`]
-//! and reports them ([`cut`]); [`denied`] counts what did not pass; [`kernel`] joins all of that into the real driver, [`dry_run`] prints the same as a plan, [`fake`] records calls for tests of what stands above.
+//! and reports them ([`cut`]); [`denied`] counts what did not pass, [`denial_log`] says who it was; [`kernel`] joins all of that into the real driver, [`dry_run`] prints the same as a plan, [`fake`] records calls for tests of what stands above.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -23,6 +23,7 @@ mod chains;
 mod conntrack;
 mod cut;
 mod cutter;
+mod denial_log;
 mod denied;
 mod drain;
 pub mod dry_run;
@@ -41,6 +42,7 @@ mod sets;
 
 pub use conntrack::FlowRoom;
 pub use cut::CutSink;
+pub use denial_log::{DEFAULT_LOG_GROUP, DenialNews, DenialSink, DeniedPacket, LogLoss};
 pub use drain::{DRAIN_IDLE, DRAIN_LIMIT, DrainLimits};
 pub use dry_run::{DryRunFirewall, Plan};
 pub use host::{check_forwarding, check_host};
@@ -107,6 +109,9 @@ pub trait Firewall: Send {
 
     /// Where reports of cut flows go: every revocation is answered, soon after the call that made it.
     fn report_cuts(&mut self, sink: CutSink);
+
+    /// Where news of denied packets go, or of what an audit would deny: a part of them, bounded in the kernel.
+    fn report_denials(&mut self, sink: DenialSink);
 
     /// Compares chains and sets with what they should be and repairs the difference.
     ///

@@ -6,6 +6,7 @@
 //! - A set match counts even when a later match of its rule fails, hence it stands last; NAT must not count again.
 //! - NAT asks the replies' sets, which keep a member until every packet that FORWARD let through on its behalf is gone,
 //!   and the others behind them, for the case that somebody took it out of the replies' sets.
+//! - A part of what is denied is logged for people, before its end: so many packets in all, and so many for each source.
 //! - A packet that is denied is answered: whoever is behind a gateway of their own company is told at once, instead of
 //!   waiting for time-outs. The limit keeps a scan from being answered at its own pace.
 
@@ -14,10 +15,23 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::denial_log::{COPIED_BYTES, DEFAULT_LOG_GROUP, PREFIX};
 use super::layout::{CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, PAIRS, PairLayout, Scope};
 
 /// Answers to denied packets, per second and at once, for each family.
 const REJECT_LIMIT: &str = "--limit 200/sec --limit-burst 400";
+
+/// Denied packets that are logged, per second and at once, for each family: what reading them may cost.
+const LOG_LIMIT: &str = "--limit 200/sec --limit-burst 400";
+/// … and of these for each source, so that one that scans does not hide the others.
+const LOG_LIMIT_PER_SOURCE: &str = "--hashlimit-upto 10/sec --hashlimit-burst 40 --hashlimit-mode srcip";
+/// Sources that the kernel tells apart, and how long it remembers a silent one, milliseconds. Packets of sources beyond
+/// them are dropped by the match itself.
+const LOG_SOURCES: &str =
+    "--hashlimit-name og-deny --hashlimit-htable-max 65536 --hashlimit-htable-expire 10000";
+/// Packets in the middle of unlisted connections that an audit logs, per second and at once, for each family: connections
+/// from before it are seen, and long ones do not hide new ones.
+const LOG_LIMIT_UNDER_WAY: &str = "--limit 20/sec --limit-burst 40";
 
 /// Whether what is not listed is kept from passing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
@@ -43,12 +57,20 @@ pub enum Deny {
 }
 
 /// What the rules do with what is not listed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// Whether it passes.
     pub mode: Mode,
     /// What becomes of it when it does not.
     pub deny: Deny,
+    /// The kernel's log group that a part of it goes to; none without a log.
+    pub log_group: Option<u16>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { mode: Mode::default(), deny: Deny::default(), log_group: Some(DEFAULT_LOG_GROUP) }
+    }
 }
 
 /// Our chain in `filter`, reached from FORWARD.
@@ -168,9 +190,10 @@ fn forward_body(family: Family, policy: Policy) -> Vec<String> {
     body.push(format!("-p {icmp} -m conntrack --ctstate RELATED -j ACCEPT"));
     // Everything below is denied. It is counted first, by a set of every address.
     body.push(format!("-m set --match-set {} dst", DENY_SETS[family as usize]));
+    body.extend(policy.log_group.into_iter().flat_map(|group| log(policy.mode, group)));
     match policy {
         Policy { mode: Mode::Audit, .. } => body.push("-j RETURN".into()),
-        Policy { mode: Mode::Enforce, deny } => {
+        Policy { mode: Mode::Enforce, deny, .. } => {
             // Not for packets without a connection: an answer could end one that is none of theirs.
             if deny == Deny::Reject {
                 body.push(format!(
@@ -181,6 +204,24 @@ fn forward_body(family: Family, policy: Policy) -> Vec<String> {
         }
     }
     body
+}
+
+/// Rules that log what comes to them, within bounds. Answers are left out: they show the same flow the wrong way round.
+fn log(mode: Mode, group: u16) -> Vec<String> {
+    let target =
+        format!("-j NFLOG --nflog-prefix {PREFIX} --nflog-group {group} --nflog-size {COPIED_BYTES}");
+    match mode {
+        Mode::Enforce => vec![format!(
+            "-m conntrack --ctdir ORIGINAL -m hashlimit {LOG_LIMIT_PER_SOURCE} {LOG_SOURCES} -m limit {LOG_LIMIT} {target}"
+        )],
+        // Without the limit for each source, which drops packets once it knows too many of them.
+        Mode::Audit => vec![
+            format!("-m conntrack --ctstate NEW -m limit {LOG_LIMIT} {target}"),
+            format!(
+                "-m conntrack --ctstate RELATED,ESTABLISHED --ctdir ORIGINAL -m limit {LOG_LIMIT_UNDER_WAY} {target}"
+            ),
+        ],
+    }
 }
 
 fn replies(pairs: &'static [PairLayout; 4], family: Family) -> impl Iterator<Item = String> {
@@ -236,7 +277,8 @@ fn sides(scope: Scope, side: &str) -> String {
 mod tests {
     use super::*;
 
-    const ENFORCE: Policy = Policy { mode: Mode::Enforce, deny: Deny::Reject };
+    const ENFORCE: Policy =
+        Policy { mode: Mode::Enforce, deny: Deny::Reject, log_group: Some(DEFAULT_LOG_GROUP) };
 
     #[test]
     fn the_forward_chain_ends_in_the_drop_and_accepts_only_by_set_or_related_icmp() {
@@ -261,6 +303,25 @@ mod tests {
             let rules = Chain::Forward.body(family, policy);
             assert!(rules.iter().all(|rule| !rule.contains("DROP") && !rule.contains("REJECT")), "{rules:?}");
             assert_eq!(rules.last().unwrap(), "-j RETURN");
+        }
+    }
+
+    #[test]
+    fn what_is_logged_is_bounded_and_goes_to_the_group_or_nowhere() {
+        for family in Family::BOTH {
+            for mode in [Mode::Enforce, Mode::Audit] {
+                let policy = |log_group| Policy { mode, deny: Deny::Reject, log_group };
+                let logs: Vec<_> = Chain::Forward.body(family, policy(Some(7)));
+                let logs: Vec<_> = logs.iter().filter(|rule| rule.contains("NFLOG")).collect();
+                assert!(!logs.is_empty());
+                for rule in logs {
+                    assert!(rule.contains("-m limit ") && rule.contains("--nflog-group 7 "), "{rule}");
+                    // A full table drops packets, which an audit must not.
+                    assert_eq!(rule.contains("hashlimit"), mode == Mode::Enforce, "{rule}");
+                }
+                let silent = Chain::Forward.body(family, policy(None));
+                assert!(!silent.iter().any(|rule| rule.contains("NFLOG") || rule.contains("hashlimit")));
+            }
         }
     }
 

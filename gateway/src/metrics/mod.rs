@@ -15,7 +15,7 @@ use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use serde::Serialize;
 
 use self::traffic_page::TrafficPage;
-use crate::enforce::{Enforcer, KernelHealth};
+use crate::enforce::{DenialLogHealth, Enforcer, KernelHealth};
 use crate::feed::status::StatusBoard;
 
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -137,6 +137,8 @@ struct Readiness {
     /// How the link to the servers stands. Not part of `ready`: traffic does not depend on servers, and a probe
     /// that took gateways out of use when servers fail would break what promise 1 keeps whole.
     session: Session,
+    /// Whether denied packets are read, for people. Not part of `ready`: nothing passes that should not without it.
+    denied_log: Latch,
 }
 
 #[derive(Debug, Serialize)]
@@ -163,8 +165,13 @@ async fn readyz(State(pages): State<Pages>) -> Response {
         KernelHealth::Starting => Latch { ok: false, reason: "starting".to_owned() },
         KernelHealth::Failing(error) => Latch { ok: false, reason: error },
     };
+    let denied_log = match pages.enforcer.denials().health() {
+        DenialLogHealth::Up => Latch { ok: true, reason: "read".to_owned() },
+        DenialLogHealth::Starting => Latch { ok: false, reason: "not read yet".to_owned() },
+        DenialLogHealth::Down(reason) => Latch { ok: false, reason },
+    };
     let session = Session { state: status.link.word(), node: status.node, problem: status.problem };
     let ready = state.ok && kernel.ok;
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(Readiness { ready, state, kernel, session })).into_response()
+    (code, Json(Readiness { ready, state, kernel, session, denied_log })).into_response()
 }

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use allowlist::codec;
-use allowlist::feed::{Applied, CutReport, Hello, SUBPROTOCOL, SessionStart, ToGateway, ToServer, Welcome};
+use allowlist::feed::{
+    Applied, CutReport, DeniedFlow, Hello, SUBPROTOCOL, SessionStart, ToGateway, ToServer, Welcome,
+};
 use allowlist::{Change, Element};
 use futures_util::{SinkExt, StreamExt};
 use gateway::config::{Config, FirewallKind, Unlisted};
@@ -221,6 +223,15 @@ impl Session {
         loop {
             if let ToServer::Cut(report) = self.receive().await {
                 return report;
+            }
+        }
+    }
+
+    /// The next report of denied flows.
+    pub async fn denied(&mut self) -> Vec<DeniedFlow> {
+        loop {
+            if let ToServer::Denied(flows) = self.receive().await {
+                return flows;
             }
         }
     }

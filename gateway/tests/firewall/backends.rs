@@ -59,5 +59,5 @@ fn rules_of_a_former_version_are_exchanged_without_a_closed_moment() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     monitor.wait().unwrap();
     assert_eq!(drops, 1, "the drop at the end of the new rules, and none before");
-    assert_eq!(command("iptables", &["-S", "OG-FORWARD"]).lines().count(), 14);
+    assert_eq!(command("iptables", &["-S", "OG-FORWARD"]).lines().count(), 15);
 }

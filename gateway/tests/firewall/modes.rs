@@ -8,7 +8,7 @@ use crate::net::{CLIENT, CLIENT_V6, GATEWAY, GATEWAY_V6, Net, command, elements,
 use crate::passing::{connect, is_prohibited};
 
 fn with(mode: Mode, deny: Deny) -> KernelOptions {
-    KernelOptions { policy: Policy { mode, deny }, ..KernelOptions::default() }
+    KernelOptions { policy: Policy { mode, deny, ..Policy::default() }, ..KernelOptions::default() }
 }
 
 fn started(options: &KernelOptions) -> KernelFirewall {

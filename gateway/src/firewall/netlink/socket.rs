@@ -73,6 +73,18 @@ impl Socket {
         left == Some(0)
     }
 
+    pub(in crate::firewall) fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as `self.socket` lives, which outlives this borrow.
+        unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
+    }
+
+    /// What the kernel said by itself, without waiting for it; `None` when another process spoke.
+    pub(in crate::firewall) fn receive(&mut self) -> io::Result<Option<&[u8]>> {
+        self.buffer.clear();
+        let (_, sender) = retry_interrupted(|| self.socket.recv_from(&mut self.buffer, libc::MSG_DONTWAIT))?;
+        Ok((sender.port_number() == 0).then_some(&self.buffer))
+    }
+
     /// Sends what `seal` makes of the next sequence number and hands each answer to `take`, which says when it
     /// has had the last.
     pub(in crate::firewall) fn exchange(
