@@ -17,7 +17,7 @@ TEST_SEED := 20260724
 
 .PHONY: build server gateway router ctl web binaries demo chaos simulate test verify fix clean help
 .PHONY: packages-demo packages-chaos packages-test
-.PHONY: bench-raft bench-failover bench-binaries
+.PHONY: bench-raft bench-failover bench-dataplane bench-apply bench-propagation bench-binaries
 
 # What the benches measure is what is shipped; PROFILE=bench-run builds in a fraction of the time, for trying things.
 PROFILE ?= release
@@ -88,7 +88,7 @@ power-cuts:
 
 bench-binaries: web
 	scripts/install-packages bench
-	cargo build --profile $(PROFILE) -p node -p benches
+	cargo build --profile $(PROFILE) -p node -p gateway -p benches
 
 ## bench-raft: puts, reads, imports, start, memory, disk beside etcd; ROUNDS=5 CHURN=500000 ENTRIES=1000000 QUICK=1 PROFILE=release
 bench-raft: bench-binaries
@@ -98,6 +98,19 @@ bench-raft: bench-binaries
 ## bench-failover: how long nobody can write when a leader is lost, beside etcd; N=30 SATURATE_MINUTES=10 QUICK=1 PROFILE=release
 bench-failover: bench-binaries
 	$(BENCH) failover $(if $(N),--faults $(N)) $(if $(SATURATE_MINUTES),--saturate-minutes $(SATURATE_MINUTES))
+
+## bench-dataplane: what a packet costs beside plain NAT and beside one rule pair for each address; ROUNDS=25 MANY=1000000 QUICK=1
+bench-dataplane: bench-binaries
+	$(BENCH) dataplane $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MANY),--many $(MANY)) $(if $(PARTS),--parts $(PARTS))
+
+## bench-apply: frames to the kernel, one and a million elements, beside the programs ipset and iptables; ROUNDS=9 CHANGES=500 QUICK=1
+bench-apply: bench-binaries
+	$(BENCH) apply $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CHANGES),--changes $(CHANGES)) $(if $(MANY),--many $(MANY)) \
+	  $(if $(PARTS),--parts $(PARTS))
+
+## bench-propagation: from a call of the API to packets through two gateways, beside a put of etcd; ADDS=300 LEVELS=0,10000,100000 QUICK=1
+bench-propagation: bench-binaries
+	$(BENCH) propagation $(if $(ADDS),--adds $(ADDS)) $(if $(LEVELS),--levels $(LEVELS))
 
 ## verify: formatting, lints, docs, dependencies, web types; writes nothing
 verify:

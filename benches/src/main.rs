@@ -1,23 +1,37 @@
-//! `outputguard-bench`: the replicated store beside etcd, and how long nobody can write when a leader is lost.
+//! `outputguard-bench`: the replicated store and the gateway, each beside its peers.
 //!
 //! - [`raft`] puts, reads, imports, opens, and weighs memory and disk (`make bench-raft`).
 //! - [`failover`] kills, cuts off and stops leaders (`make bench-failover`).
+//! - [`dataplane`] sends packets through gateways of every [`layout`] (`make bench-dataplane`): each stands in a row of
+//!   three machines ([`path`]), and the [`packets`] are written by hand and sent by a thread that is [`alone`].
+//! - [`apply`] brings frames to the kernel (`make bench-apply`); the real process ([`daemon`]) shows what it takes.
+//! - [`propagation`] goes the whole way, from a call to a packet (`make bench-propagation`).
 //! - [`outputguard`] and [`etcd`] are the two contenders, three processes each in a [`seat`]; what they have in common is
 //!   a [`contender`]. Their clients ([`http`], [`grpc`]) do as little as they can, over the same [`tls`].
 //! - [`load`] lets clients work and takes the time; [`report`] says what came out.
 //!
 //! Errors are `anyhow` chains, since their only reader is a person in front of a failed run.
 
+mod alone;
+mod apply;
 mod contender;
+mod daemon;
+mod dataplane;
 mod etcd;
 mod failover;
 mod grpc;
 mod http;
+mod layout;
 mod load;
+mod offloads;
 mod outputguard;
+mod packets;
+mod path;
+mod propagation;
 mod raft;
 mod report;
 mod seat;
+mod shell;
 mod tls;
 
 use std::path::PathBuf;
@@ -25,7 +39,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Side-by-side benchmarks of OutputGuard and etcd
+/// Side-by-side benchmarks of OutputGuard, etcd, and other ways to filter
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Where the JSON goes
@@ -47,6 +61,12 @@ enum Bench {
     Raft(raft::Options),
     /// How long nobody can write when the leader is lost
     Failover(failover::Options),
+    /// What a packet costs on its way through the gateway
+    Dataplane(dataplane::Options),
+    /// How long changes and whole sets take to the kernel
+    Apply(apply::Options),
+    /// From a call of the API to the first packet that passes
+    Propagation(propagation::Options),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +75,9 @@ fn main() -> ExitCode {
     let done = match bench {
         Bench::Raft(options) => raft::run(options, output, *quick, profile),
         Bench::Failover(options) => failover::run(options, output, *quick, profile),
+        Bench::Dataplane(options) => dataplane::run(options, output, *quick, profile),
+        Bench::Apply(options) => apply::run(options, output, *quick, profile),
+        Bench::Propagation(options) => propagation::run(options, output, *quick, profile),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,8 @@ pub(crate) struct Report {
     name: &'static str,
     values: BTreeMap<String, Value>,
     lines: Vec<Line>,
+    /// Title of the column of whoever it is measured beside.
+    peer: &'static str,
 }
 
 /// A line of the table.
@@ -23,7 +25,7 @@ pub(crate) struct Report {
 pub(crate) struct Line {
     pub(crate) what: String,
     pub(crate) ours: Option<f64>,
-    pub(crate) etcd: Option<f64>,
+    pub(crate) peer: Option<f64>,
     /// The number that has an aim; it is the one in the JSON.
     pub(crate) result: Option<f64>,
     pub(crate) aim: &'static str,
@@ -37,7 +39,13 @@ impl Report {
             ("profile".to_owned(), json!(profile)),
             ("rounds".to_owned(), json!(rounds)),
         ]);
-        Self { name, values, lines: Vec::new() }
+        Self { name, values, lines: Vec::new(), peer: "etcd" }
+    }
+
+    /// Names what stands beside us, where that is not etcd.
+    pub(crate) fn beside(mut self, peer: &'static str) -> Self {
+        self.peer = peer;
+        self
     }
 
     /// A number (or a word) under `key`.
@@ -69,7 +77,11 @@ impl Report {
             None => String::new(),
         };
         writeln!(out, "\n{} ({}, {} rounds)", words("machine"), words("profile"), words("rounds"))?;
-        writeln!(out, "{:<44}{:>COLUMN$}{:>COLUMN$}{:>COLUMN$}  aim", "", "outputguard", "etcd", "result")?;
+        writeln!(
+            out,
+            "{:<44}{:>COLUMN$}{:>COLUMN$}{:>COLUMN$}  aim",
+            "", "outputguard", self.peer, "result"
+        )?;
         for line in &self.lines {
             let cell = |value: Option<f64>| value.map(shown).unwrap_or_default();
             writeln!(
@@ -77,7 +89,7 @@ impl Report {
                 "{:<44}{:>COLUMN$}{:>COLUMN$}{:>COLUMN$}  {}",
                 line.what,
                 cell(line.ours),
-                cell(line.etcd),
+                cell(line.peer),
                 cell(line.result),
                 line.aim
             )?;
@@ -106,7 +118,8 @@ fn shown(value: f64) -> String {
     }
 }
 
-fn rounded(value: f64) -> f64 {
+/// To three digits after the point.
+pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 

@@ -42,7 +42,7 @@ pub(super) async fn run(sides: &mut Sides, rounds: usize, quick: bool, report: &
     let what = format!("import of {entries}, committed everywhere, s");
     report.result(
         "import_100k_s",
-        Line { what, ours: Some(ours), etcd: Some(etcd), result: Some(ours), aim: "" },
+        Line { what, ours: Some(ours), peer: Some(etcd), result: Some(ours), aim: "" },
     );
     let ratio = middle(|pair| pair[1] / pair[0]);
     report.result("import_vs_etcd_txn", Line { result: Some(ratio), aim: "≥ 10", ..Line::default() });

@@ -185,7 +185,7 @@ impl Load {
             report.set(&format!("etcd_{stem}_{name}"), etcd.round());
             if by_latency || name != "p50_us" {
                 let what = format!("  {stem}, {}", name.replace("_us", " µs").replace("per_s", "1/s"));
-                report.line(Line { what, ours: Some(ours), etcd: Some(etcd), ..Line::default() });
+                report.line(Line { what, ours: Some(ours), peer: Some(etcd), ..Line::default() });
             }
         }
         report.set(&format!("{}_min", self.key), ratios.iter().copied().fold(f64::INFINITY, f64::min));
