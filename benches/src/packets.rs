@@ -12,7 +12,9 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::Namespace;
 use nix::net::if_::if_nametoindex;
 
-use crate::path::{CLIENT, CLIENT_LINK, COUNTED_PORT, GATEWAY_LINK};
+use crate::path::{
+    CLIENT, CLIENT_LINK, COUNTED_PORT, GATEWAY_LINK, GATEWAY_OUTSIDE, GATEWAY_WAN_LINK, INTERNET_LINK,
+};
 
 /// Bytes of a frame: the smallest that Ethernet knows, without its checksum.
 const FRAME_BYTES: usize = 60;
@@ -31,32 +33,46 @@ const TCP_WORDS: u8 = 5 << 4;
 /// A frame from the machine inside to its gateway.
 pub(crate) type Frame = [u8; FRAME_BYTES];
 
-/// One end of a connection that does not exist.
+/// One end of a flow.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct To {
+pub(crate) struct End {
     pub(crate) address: Ipv4Addr,
     pub(crate) port: u16,
 }
 
 /// A UDP packet to the counted port of `address`.
 pub(crate) fn counted(from_port: u16, address: Ipv4Addr) -> Frame {
-    udp(from_port, To { address, port: COUNTED_PORT }, CLIENT, CLIENT_LINK, GATEWAY_LINK)
+    let to = End { address, port: COUNTED_PORT };
+    udp(End { address: CLIENT, port: from_port }, to, Cable { from: CLIENT_LINK, to: GATEWAY_LINK })
+}
+
+/// The answer to [`counted`], as it comes to the gateway from the internet: NAT kept the port.
+pub(crate) fn answer(to_port: u16, address: Ipv4Addr) -> Frame {
+    let to = End { address: GATEWAY_OUTSIDE, port: to_port };
+    udp(End { address, port: COUNTED_PORT }, to, Cable { from: INTERNET_LINK, to: GATEWAY_WAN_LINK })
+}
+
+/// The link addresses of a frame.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cable {
+    pub(crate) from: [u8; 6],
+    pub(crate) to: [u8; 6],
 }
 
 /// A UDP packet without a checksum, which IPv4 allows.
-pub(crate) fn udp(from_port: u16, to: To, source: Ipv4Addr, from_link: [u8; 6], to_link: [u8; 6]) -> Frame {
-    let mut frame = packet(IPPROTO_UDP, source, to.address, from_link, to_link);
+pub(crate) fn udp(from: End, to: End, cable: Cable) -> Frame {
+    let mut frame = packet(IPPROTO_UDP, from.address, to.address, cable);
     let udp = &mut frame[LINK_BYTES + IP_BYTES..];
     let length = udp.len() as u16;
-    udp[0..2].copy_from_slice(&from_port.to_be_bytes());
+    udp[0..2].copy_from_slice(&from.port.to_be_bytes());
     udp[2..4].copy_from_slice(&to.port.to_be_bytes());
     udp[4..6].copy_from_slice(&length.to_be_bytes());
     frame
 }
 
 /// The first packet of a TCP connection, as a port scan sends it.
-pub(crate) fn syn(from_port: u16, to: To) -> Frame {
-    let mut frame = packet(IPPROTO_TCP, CLIENT, to.address, CLIENT_LINK, GATEWAY_LINK);
+pub(crate) fn syn(from_port: u16, to: End) -> Frame {
+    let mut frame = packet(IPPROTO_TCP, CLIENT, to.address, Cable { from: CLIENT_LINK, to: GATEWAY_LINK });
     let (head, tcp) = frame.split_at_mut(LINK_BYTES + IP_BYTES);
     tcp[0..2].copy_from_slice(&from_port.to_be_bytes());
     tcp[2..4].copy_from_slice(&to.port.to_be_bytes());
@@ -70,10 +86,10 @@ pub(crate) fn syn(from_port: u16, to: To) -> Frame {
     frame
 }
 
-fn packet(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, from_link: [u8; 6], to_link: [u8; 6]) -> Frame {
+fn packet(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, cable: Cable) -> Frame {
     let mut frame = [0; FRAME_BYTES];
-    frame[0..6].copy_from_slice(&to_link);
-    frame[6..12].copy_from_slice(&from_link);
+    frame[0..6].copy_from_slice(&cable.to);
+    frame[6..12].copy_from_slice(&cable.from);
     frame[12..14].copy_from_slice(&(libc::ETH_P_IP as u16).to_be_bytes());
     let ip = &mut frame[LINK_BYTES..LINK_BYTES + IP_BYTES];
     ip[0] = 0x45;
@@ -214,7 +230,7 @@ mod tests {
 
     #[test]
     fn checksums_of_a_correct_packet_add_up_to_nothing() {
-        let to = To { address: Ipv4Addr::new(20, 1, 2, 3), port: 443 };
+        let to = End { address: Ipv4Addr::new(20, 1, 2, 3), port: 443 };
         let frame = syn(40_000, to);
         let ip = &frame[LINK_BYTES..];
         assert_eq!(folded(words(&ip[..IP_BYTES])), 0);

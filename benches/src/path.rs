@@ -24,8 +24,8 @@ const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 114, 1);
 /// Link addresses, so that frames can be written by hand and nobody has to ask for neighbours.
 pub(crate) const CLIENT_LINK: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(crate) const GATEWAY_LINK: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const GATEWAY_WAN_LINK: [u8; 6] = [2, 0, 0, 0, 0, 3];
-const INTERNET_LINK: [u8; 6] = [2, 0, 0, 0, 0, 4];
+pub(crate) const GATEWAY_WAN_LINK: [u8; 6] = [2, 0, 0, 0, 0, 3];
+pub(crate) const INTERNET_LINK: [u8; 6] = [2, 0, 0, 0, 0, 4];
 
 /// UDP port whose packets the internet counts and drops at its door.
 pub(crate) const COUNTED_PORT: u16 = 9;
@@ -101,14 +101,8 @@ impl Path {
             link(GATEWAY_WAN_LINK)
         ))?;
         outside.sysctls(&[("net/ipv4/ip_nonlocal_bind", "1")])?;
-        let port = COUNTED_PORT.to_string();
-        shell::run(
-            outside
-                .command("iptables")
-                .args(["-w", "-t", "raw", "-A", "PREROUTING", "-i", WAN, "-s", &GATEWAY_OUTSIDE.to_string()])
-                .args(["-p", "udp", "--dport", &port, "-j", "DROP"]),
-            "",
-        )?;
+        count_at_the_door(outside, &["-i", WAN, "-s", &GATEWAY_OUTSIDE.to_string()], "--dport")?;
+        count_at_the_door(inside, &["-i", LAN, "-d", &CLIENT.to_string()], "--sport")?;
         Ok(path)
     }
 
@@ -119,12 +113,28 @@ impl Path {
 
     /// Counted packets that arrived in the internet so far, with the gateway's address as their source.
     pub(crate) fn delivered(&self) -> Result<u64> {
-        let mut command = self.outside.command("iptables");
-        let rules = shell::run(command.args(["-w", "-t", "raw", "-nvxL", "PREROUTING"]), "")?;
-        // Two lines of head; a rule begins with its packets.
-        let count = rules.lines().nth(2).and_then(|rule| rule.split_whitespace().next());
-        count.with_context(|| format!("no rule counts: {rules}"))?.parse().context("a packet count")
+        counted(&self.outside)
     }
+
+    /// Answers to those that arrived inside so far, at the address that asked.
+    pub(crate) fn returned(&self) -> Result<u64> {
+        counted(&self.inside)
+    }
+}
+
+/// Counts and drops packets from (or to) the counted port before anything else looks at them.
+fn count_at_the_door(host: &Arc<Namespace>, which: &[&str], side: &str) -> Result<()> {
+    let mut command = host.command("iptables");
+    command.args(["-w", "-t", "raw", "-A", "PREROUTING", "-p", "udp"]).args(which);
+    shell::run(command.args([side, &COUNTED_PORT.to_string(), "-j", "DROP"]), "").map(drop)
+}
+
+fn counted(host: &Arc<Namespace>) -> Result<u64> {
+    let mut command = host.command("iptables");
+    let rules = shell::run(command.args(["-w", "-t", "raw", "-nvxL", "PREROUTING"]), "")?;
+    // Two lines of head; a rule begins with its packets.
+    let count = rules.lines().nth(2).and_then(|rule| rule.split_whitespace().next());
+    count.with_context(|| format!("no rule counts: {rules}"))?.parse().context("a packet count")
 }
 
 fn link(address: [u8; 6]) -> String {

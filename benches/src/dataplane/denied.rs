@@ -16,7 +16,7 @@ use crate::alone::{processors, take_processor};
 use crate::daemon::Daemon;
 use crate::layout::Row;
 use crate::load::median;
-use crate::packets::{Frame, Sender, Sent, To, syn};
+use crate::packets::{End, Frame, Sender, Sent, syn};
 use crate::path::LAN;
 use crate::report::{Line, Report, progress};
 use crate::shell;
@@ -99,7 +99,7 @@ fn scan() -> Vec<Frame> {
     (0..SCANNED)
         .map(|_| {
             let address = Ipv4Addr::from_bits(SCANNED_PREFIX | random() >> (u32::BITS - SCANNED_BITS));
-            syn((random() as u16).max(1), To { address, port: (random() as u16).max(1) })
+            syn((random() as u16).max(1), End { address, port: (random() as u16).max(1) })
         })
         .collect()
 }

@@ -16,7 +16,7 @@ use nix::sys::socket::{self, ControlMessageOwned, MsgFlags, SockaddrIn, setsocko
 use nix::sys::time::TimeSpec;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::packets::{Frame, PAYLOAD, Sender, To, udp};
+use crate::packets::{Cable, End, Frame, PAYLOAD, Sender, udp};
 use crate::shell;
 
 /// From one packet to the next, through each gateway.
@@ -82,8 +82,9 @@ impl Probe {
     pub(super) fn aim(&self, number: u64, address: Ipv4Addr) -> UnboundedReceiver<SystemTime> {
         let client = Net::Lan.v4(addresses::hundred());
         let frame = |gateway: &[u8; 6]| {
-            let to = To { address, port: PORT };
-            let mut frame = udp(FROM_PORT, to, client, self.client_link, *gateway);
+            let to = End { address, port: PORT };
+            let from = End { address: client, port: FROM_PORT };
+            let mut frame = udp(from, to, Cable { from: self.client_link, to: *gateway });
             frame[PAYLOAD..PAYLOAD + NUMBER_BYTES].copy_from_slice(&number.to_be_bytes());
             frame
         };
