@@ -4,7 +4,7 @@
 
 mod restore;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ use crate::command::{
     Batch, BatchReply, Command, CommandRefusal, EntryUpdate, NewEntry, OnceCommand, Origin, Reply,
     ResolutionUpdate, Role, Token,
 };
+use crate::features::FeatureLevel;
+use crate::history::{AddressChange, History};
 use crate::kept::{KeptAnswer, KeptName, MAX_KEPT_REPLIES, Now, name_of};
 use crate::state::{AppliedBatch, Event, EventKind, Resolution, State};
 
@@ -33,6 +35,7 @@ impl State {
             position: 0,
             events: Vec::new(),
             touched: BTreeMap::new(),
+            drained: BTreeSet::new(),
             kept,
         };
         let mut replies = Vec::with_capacity(batch.operations.len());
@@ -43,8 +46,8 @@ impl State {
                 command => step.run(&operation.origin, command),
             });
         }
-        let Step { events, touched, kept, .. } = step;
-        let change = net_change(revision, &touched, &self.published);
+        let Step { events, touched, kept, drained, .. } = step;
+        let change = net_change(revision, &touched, drained, &self.published);
         (
             AppliedBatch { revision, at_ms: batch.at_ms, events, change, kept },
             BatchReply { revision, replies },
@@ -99,7 +102,17 @@ impl State {
                 published(element);
             }
         }
-        self.entries.insert(id, entry);
+        self.put(entry);
+    }
+
+    /// Puts `entry` in the place of the one with its id, if there is one.
+    pub(crate) fn put(&mut self, entry: Arc<Entry>) {
+        let (id, ends) = (entry.id, entry.expires_at_ms);
+        let before = self.entries.insert(id, entry).and_then(|before| before.expires_at_ms);
+        if before != ends {
+            before.map(|at_ms| self.expiring.remove(&(at_ms, id)));
+            ends.map(|at_ms| self.expiring.insert((at_ms, id)));
+        }
     }
 
     /// The addresses known of the domain `entry` names; none for other targets.
@@ -152,6 +165,8 @@ struct Step<'a> {
     position: u32,
     events: Vec<Event>,
     touched: BTreeMap<Element, Touched>,
+    /// Elements that a removed entry had lost before, and that may still drain.
+    drained: BTreeSet<Element>,
     /// Names of kept answers that came or went.
     kept: Vec<KeptName>,
 }
@@ -161,7 +176,11 @@ impl Step<'_> {
         match command {
             Command::AddEntry(new) => self.add_entry(origin, new),
             Command::RemoveEntry { id } => self.remove_entry(origin, *id),
-            Command::UpdateEntry { id, update } => self.update_entry(origin, *id, update),
+            Command::UpdateEntry { id, update } => self.update_entry(origin, *id, update, None),
+            Command::ChangeEntry { id, update, expires_at_ms } => {
+                self.update_entry(origin, *id, update, Some(*expires_at_ms))
+            }
+            Command::Expire { ids } => self.expire(origin, ids),
             Command::SetResolution { domain, resolution } => self.set_resolution(origin, domain, resolution),
             Command::InitCluster { cluster } => {
                 if self.state.cluster.is_some() {
@@ -234,7 +253,7 @@ impl Step<'_> {
             if new.protected
                 && let Some(entry) = self.state.entries.get(&id).filter(|entry| !entry.protected)
             {
-                let entry = Arc::new(Entry { protected: true, ..Entry::clone(entry) });
+                let entry = Arc::new(Entry { protected: true, expires_at_ms: None, ..Entry::clone(entry) });
                 self.replace_entry(origin, entry);
             }
             return Reply::Added { id, created: false };
@@ -263,31 +282,70 @@ impl Step<'_> {
             self.tell(origin, EventKind::ProtectedRefused(id));
             return Reply::Refused(CommandRefusal::Protected(id));
         }
+        self.end_entry(origin, entry);
+        Reply::Done
+    }
+
+    fn expire(&mut self, origin: &Origin, ids: &[EntryId]) -> Reply {
+        let mut reply = Reply::Unchanged;
+        for id in ids {
+            let is_over = |entry: &&Arc<Entry>| {
+                !entry.protected && entry.expires_at_ms.is_some_and(|ends| ends <= self.at_ms)
+            };
+            if let Some(entry) = self.state.entries.get(id).filter(is_over).cloned() {
+                self.end_entry(origin, entry);
+                reply = Reply::Done;
+            }
+        }
+        reply
+    }
+
+    /// Takes an entry and everything that only it published out of the state.
+    fn end_entry(&mut self, origin: &Origin, entry: Arc<Entry>) {
+        let id = entry.id;
         for element in elements(&entry, self.state.resolved(&entry)) {
             self.release(element, id, Loss::Revoked);
         }
         self.state.entries.remove(&id);
+        entry.expires_at_ms.map(|at_ms| self.state.expiring.remove(&(at_ms, id)));
         self.state.by_key.remove(&(entry.target.clone(), entry.ports.clone()));
-        if let Target::Domain(domain) = &entry.target
-            && self.state.entries_of(domain).next().is_none()
-        {
-            self.state.resolutions.remove(domain);
+        if let Target::Domain(domain) = &entry.target {
+            if let Some(history) = self.state.histories.get(domain) {
+                let left = history.may_drain(self.at_ms).into_iter().collect();
+                self.drained.extend(elements(&entry, left));
+            }
+            if self.state.entries_of(domain).next().is_none() {
+                self.state.resolutions.remove(domain);
+                self.state.histories.remove(domain);
+            }
         }
         self.tell(origin, EventKind::EntryRemoved(entry));
-        Reply::Done
     }
 
-    fn update_entry(&mut self, origin: &Origin, id: EntryId, update: &EntryUpdate) -> Reply {
+    fn update_entry(
+        &mut self,
+        origin: &Origin,
+        id: EntryId,
+        update: &EntryUpdate,
+        expiry: Option<Option<u64>>,
+    ) -> Reply {
         let Some(entry) = self.state.entries.get(&id).cloned() else {
             return Reply::Refused(CommandRefusal::NoSuchEntry(id));
         };
-        if entry.protected && update.protected == Some(false) {
+        let is_weaker = update.protected == Some(false) || expiry.is_some_and(|ends| ends.is_some());
+        if entry.protected && is_weaker {
             self.tell(origin, EventKind::ProtectedRefused(id));
             return Reply::Refused(CommandRefusal::Protected(id));
         }
         let mut changed = Entry::clone(&entry);
         if let Some(protected) = update.protected {
             changed.protected = protected;
+        }
+        if let Some(expires_at_ms) = expiry {
+            changed.expires_at_ms = expires_at_ms;
+        }
+        if changed.protected {
+            changed.expires_at_ms = None;
         }
         replace_if_given(&mut changed.comment, update.comment.as_ref());
         replace_if_given(&mut changed.owner, update.owner.as_ref());
@@ -302,7 +360,7 @@ impl Step<'_> {
 
     /// Puts `entry` in the place of the one with its id; target and ports are the same, so nothing is published.
     fn replace_entry(&mut self, origin: &Origin, entry: Arc<Entry>) {
-        self.state.entries.insert(entry.id, Arc::clone(&entry));
+        self.state.put(Arc::clone(&entry));
         self.tell(origin, EventKind::EntryUpdated(entry));
     }
 
@@ -341,6 +399,13 @@ impl Step<'_> {
         }
         if !added.is_empty() || !retired.is_empty() || next.status != known.status {
             next.changed_at_ms = self.at_ms;
+        }
+        if !(added.is_empty() && retired.is_empty()) && self.state.features >= FeatureLevel::LIFETIMES {
+            let mut history =
+                self.state.histories.get(domain).map(|known| History::clone(known)).unwrap_or_default();
+            let (revision, at_ms) = (self.state.revision, self.at_ms);
+            history.push(AddressChange { revision, at_ms, added: added.clone(), retired: retired.clone() });
+            self.state.histories.insert(domain.clone(), Arc::new(history));
         }
         let status = next.status.clone();
         let owners: Vec<Arc<Entry>> = self.state.entries_of(domain).cloned().collect();
@@ -419,7 +484,12 @@ fn replace_if_given<T: Clone>(place: &mut T, given: Option<&T>) {
 
 /// What the whole batch did: an element that came and went (or went and came back) is in no list, and the last cause
 /// of a loss is the one that counts.
-fn net_change(revision: Revision, touched: &BTreeMap<Element, Touched>, published: &Published) -> Change {
+fn net_change(
+    revision: Revision,
+    touched: &BTreeMap<Element, Touched>,
+    drained: BTreeSet<Element>,
+    published: &Published,
+) -> Change {
     let mut change = Change { revision, ..Change::default() };
     for (element, history) in touched {
         match (history.was_published, published.contains(element), history.last_loss) {
@@ -428,6 +498,14 @@ fn net_change(revision: Revision, touched: &BTreeMap<Element, Touched>, publishe
             (true, false, Some(Loss::Retired) | None) => change.retired.push(*element),
             _ => {}
         }
+    }
+    let mut drained = drained;
+    drained.retain(|element| !published.contains(element));
+    if !drained.is_empty() {
+        // One list, sorted; what drains and was revoked in the same moment stands in it once.
+        drained.extend(change.revoked.drain(..));
+        change.retired.retain(|element| !drained.contains(element));
+        change.revoked = drained.into_iter().collect();
     }
     change
 }

@@ -95,6 +95,21 @@ pub enum Command {
     /// Puts a change of the membership into the audit log. The membership itself is in raft's own log entries, which say
     /// nothing of who asked for them.
     RecordMember(MemberEvent),
+    /// As [`Command::UpdateEntry`], and says when the entry ends by itself, or that it does not. Refused where it would
+    /// weaken a protected one.
+    ChangeEntry {
+        /// Which.
+        id: EntryId,
+        /// The new values.
+        update: EntryUpdate,
+        /// When it ends, Unix milliseconds; `None` for never.
+        expires_at_ms: Option<u64>,
+    },
+    /// Removes those of these entries whose time is over by the batch's clock.
+    Expire {
+        /// Which, at most [`MAX_OPERATIONS_PER_BATCH`].
+        ids: Vec<EntryId>,
+    },
 }
 
 /// What became of a member.
@@ -164,10 +179,12 @@ impl Command {
             Self::Once(once) => once.commands.iter().any(Self::grows),
             Self::AddEntry(_)
             | Self::UpdateEntry { .. }
+            | Self::ChangeEntry { .. }
             | Self::AddToken(_)
             | Self::AddEntries(_)
             | Self::Restore(_) => true,
             Self::RemoveEntry { .. }
+            | Self::Expire { .. }
             | Self::SetResolution { .. }
             | Self::InitCluster { .. }
             | Self::RemoveToken { .. }
@@ -186,6 +203,8 @@ impl Command {
             | Self::AddEntry(_)
             | Self::RemoveEntry { .. }
             | Self::UpdateEntry { .. }
+            | Self::ChangeEntry { .. }
+            | Self::Expire { .. }
             | Self::SetResolution { .. }
             | Self::InitCluster { .. }
             | Self::AddEntries(_)
@@ -199,7 +218,9 @@ impl Command {
             Self::Once(once) => once.commands.iter().map(Self::weight).sum(),
             Self::AddEntries(entries) => entries.len(),
             Self::Restore(parts) => parts.len(),
-            Self::AddEntry(_)
+            Self::Expire { ids } => ids.len(),
+            Self::ChangeEntry { .. }
+            | Self::AddEntry(_)
             | Self::RemoveEntry { .. }
             | Self::UpdateEntry { .. }
             | Self::SetResolution { .. }
@@ -237,9 +258,10 @@ pub struct NewEntry {
 }
 
 impl NewEntry {
-    /// The entry it becomes.
+    /// The entry it becomes. A protected one does not end by itself.
     pub fn made_by(self, created_by: &str, created_at_ms: u64) -> Entry {
         let Self { id, target, ports, protected, comment, owner, ticket, labels, expires_at_ms } = self;
+        let expires_at_ms = expires_at_ms.filter(|_| !protected);
         let created_by = created_by.to_owned();
         Entry {
             id,

@@ -17,7 +17,7 @@ use std::fmt;
 use openraft::EntryPayload;
 use serde::{Deserialize, Serialize};
 
-use crate::command::Command;
+use crate::command::{Command, RestorePart};
 use crate::types::Entry;
 
 /// A level. Each includes the ones before it.
@@ -30,8 +30,10 @@ impl FeatureLevel {
     pub const FIRST: Self = Self(1);
     /// Changes of the membership are in the audit log.
     pub const MEMBER_EVENTS: Self = Self(2);
+    /// Entries may end by themselves, and names have a history.
+    pub const LIFETIMES: Self = Self(3);
     /// The highest that this program applies.
-    pub const NEWEST: Self = Self::MEMBER_EVENTS;
+    pub const NEWEST: Self = Self::LIFETIMES;
 }
 
 /// The level a state begins with.
@@ -76,19 +78,40 @@ impl FeatureLevel {
     }
 }
 
+impl FeatureLevel {
+    fn for_expiry(expires_at_ms: Option<u64>) -> Self {
+        if expires_at_ms.is_some() { Self::LIFETIMES } else { Self::FIRST }
+    }
+}
+
+impl RestorePart {
+    fn needs(&self) -> FeatureLevel {
+        match self {
+            Self::Entry { entry, .. } => FeatureLevel::for_expiry(entry.expires_at_ms),
+            Self::Token(_) => FeatureLevel::FIRST,
+        }
+    }
+}
+
 impl Command {
     /// The level the cluster must have agreed on before this may enter the log.
     pub fn needs(&self) -> FeatureLevel {
         match self {
-            Self::AddEntry(_)
-            | Self::RemoveEntry { .. }
+            // Nobody would end it.
+            Self::AddEntry(new) => FeatureLevel::for_expiry(new.expires_at_ms),
+            Self::AddEntries(entries) => entries
+                .iter()
+                .map(|new| FeatureLevel::for_expiry(new.expires_at_ms))
+                .max()
+                .unwrap_or_default(),
+            Self::Restore(parts) => parts.iter().map(RestorePart::needs).max().unwrap_or_default(),
+            Self::ChangeEntry { .. } | Self::Expire { .. } => FeatureLevel::LIFETIMES,
+            Self::RemoveEntry { .. }
             | Self::UpdateEntry { .. }
             | Self::SetResolution { .. }
             | Self::InitCluster { .. }
             | Self::AddToken(_)
             | Self::RemoveToken { .. }
-            | Self::AddEntries(_)
-            | Self::Restore(_)
             // This is how the cluster agrees: those who propose it have asked everybody before.
             | Self::RaiseFeatures(_) => FeatureLevel::FIRST,
             Self::Once(once) => once.commands.iter().map(Self::needs).max().unwrap_or_default(),

@@ -36,10 +36,13 @@ pub(crate) enum Kind {
     Token,
     /// [`super::kept::KeptAnswer`] by name.
     Kept,
+    /// [`super::history::History`] by domain.
+    History,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Meta, Self::Entry, Self::Resolution, Self::Token, Self::Kept];
+    const ALL: [Self; 6] =
+        [Self::Meta, Self::Entry, Self::Resolution, Self::Token, Self::Kept, Self::History];
 
     const fn byte(self) -> u8 {
         match self {
@@ -48,6 +51,7 @@ impl Kind {
             Self::Resolution => b'r',
             Self::Token => b't',
             Self::Kept => b'k',
+            Self::History => b'h',
         }
     }
 }
@@ -75,6 +79,10 @@ impl RecordKey {
 
     pub(crate) fn kept(name: &str) -> Self {
         Self::new(Kind::Kept, name.as_bytes())
+    }
+
+    pub(crate) fn history(domain: &DomainName) -> Self {
+        Self::new(Kind::History, domain.as_str().as_bytes())
     }
 
     fn new(kind: Kind, name: &[u8]) -> Self {

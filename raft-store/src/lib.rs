@@ -23,6 +23,7 @@ mod disk;
 mod error;
 mod fatal;
 pub mod features;
+pub mod history;
 mod identity;
 pub mod kept;
 mod layout;

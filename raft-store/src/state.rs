@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use allowlist::{Change, DomainName, Entry, EntryId, Ports, Published, Revision, Target};
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::command::{MemberEvent, NameStatus, Origin, SeenAddress, Token};
 use crate::features::FeatureLevel;
+use crate::history::History;
 use crate::kept::{Kept, KeptName};
 
 /// What is known of a domain's addresses.
@@ -41,6 +42,10 @@ pub struct State {
     pub(crate) published: Published,
     pub(crate) tokens: OrdMap<String, Token>,
     pub(crate) kept: Kept,
+    /// Of names whose addresses changed since the cluster has agreed to remember that.
+    pub(crate) histories: OrdMap<DomainName, Arc<History>>,
+    /// Entries that end by themselves, by time. Follows from the entries.
+    pub(crate) expiring: OrdSet<(u64, EntryId)>,
 }
 
 /// One applied log entry, as feed, audit log and live UI see it.
@@ -148,6 +153,16 @@ impl State {
     /// What DNS said of the domains in the list. A name is here exactly while an entry names it.
     pub fn resolutions(&self) -> &OrdMap<DomainName, Arc<Resolution>> {
         &self.resolutions
+    }
+
+    /// How the addresses of the names in the list changed.
+    pub fn histories(&self) -> &OrdMap<DomainName, Arc<History>> {
+        &self.histories
+    }
+
+    /// Entries that end by themselves, with their times (Unix milliseconds), soonest first.
+    pub fn expiring(&self) -> &OrdSet<(u64, EntryId)> {
+        &self.expiring
     }
 
     /// The published set.

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::command::*;
 use crate::driving::{DOMAINS, PORTS, TARGETS, new_entry};
+use crate::features::FeatureLevel;
 use crate::state::{EventKind, State};
 
 const ADDRESSES: [&str; 6] = ["1.1.1.1", "8.8.8.8", "9.9.9.9", "2606:4700::1111", "10.0.0.1", "::1"];
@@ -34,10 +35,12 @@ fn ports(index: usize) -> Ports {
 }
 
 fn plain_command() -> impl Strategy<Value = Command> {
-    let add = (1..12_u128, 0..TARGETS.len(), 0..PORTS.len(), any::<bool>(), "[a-c]{0,2}").prop_map(
-        |(number, t, p, protected, comment)| {
+    let ends = || proptest::option::of(1..12_u64);
+    let add = (1..12_u128, 0..TARGETS.len(), 0..PORTS.len(), any::<bool>(), "[a-c]{0,2}", ends()).prop_map(
+        |(number, t, p, protected, comment, expires_at_ms)| {
             Command::AddEntry(NewEntry {
                 ports: ports(p),
+                expires_at_ms,
                 // Rarely, or soon nothing can be removed any more.
                 protected: protected && number == 1,
                 comment,
@@ -55,6 +58,12 @@ fn plain_command() -> impl Strategy<Value = Command> {
             },
         },
     );
+    let change =
+        (1..12_u128, any::<Option<bool>>(), ends()).prop_map(|(number, protected, expires_at_ms)| {
+            let protected = protected.filter(|_| number < 3);
+            let update = EntryUpdate { protected, ..EntryUpdate::default() };
+            Command::ChangeEntry { id: id(number), update, expires_at_ms }
+        });
     let seen = (0..ADDRESSES.len(), 1..4_u32).prop_map(|(index, ttl_s)| {
         let upstreams = BTreeSet::from(["9.9.9.9:53".to_owned()]);
         (address(index), SeenAddress { first_seen_ms: u64::from(ttl_s), ttl_s, upstreams })
@@ -82,6 +91,9 @@ fn plain_command() -> impl Strategy<Value = Command> {
         6 => add,
         4 => (1..12_u128).prop_map(|number| Command::RemoveEntry { id: id(number) }),
         2 => update,
+        2 => change,
+        2 => vec(1..12_u128, 0..6).prop_map(|ids| Command::Expire { ids: ids.into_iter().map(id).collect() }),
+        1 => Just(Command::RaiseFeatures(FeatureLevel::LIFETIMES)),
         6 => resolution,
         1 => token,
         1 => "[x-z]".prop_map(|name| Command::RemoveToken { name }),
@@ -136,6 +148,7 @@ impl Model {
                     self.entries.values_mut().find(|one| one.target == new.target && one.ports == new.ports);
                 if let Some(entry) = same {
                     entry.protected |= new.protected;
+                    entry.expires_at_ms = entry.expires_at_ms.filter(|_| !entry.protected);
                 } else if !self.entries.contains_key(&new.id) {
                     let id = new.id;
                     let entry = new.made_by(actor, at_ms);
@@ -153,8 +166,20 @@ impl Model {
                 {
                     entry.protected = update.protected.unwrap_or(entry.protected);
                     entry.comment = update.comment.unwrap_or(entry.comment.clone());
+                    entry.expires_at_ms = entry.expires_at_ms.filter(|_| !entry.protected);
                 }
             }
+            Command::ChangeEntry { id, update, expires_at_ms } => {
+                if let Some(entry) = self.entries.get_mut(&id)
+                    && !(entry.protected && (update.protected == Some(false) || expires_at_ms.is_some()))
+                {
+                    entry.protected = update.protected.unwrap_or(entry.protected);
+                    entry.expires_at_ms = expires_at_ms.filter(|_| !entry.protected);
+                }
+            }
+            Command::Expire { ids } => self.entries.retain(|id, entry| {
+                entry.protected || !ids.contains(id) || entry.expires_at_ms.is_none_or(|ends| ends > at_ms)
+            }),
             Command::SetResolution { domain, resolution } => {
                 if self.names(&domain) {
                     let known = self.addresses.entry(domain).or_default();
@@ -187,7 +212,8 @@ impl Model {
             Command::AddEntries(entries) => {
                 entries.into_iter().for_each(|entry| self.run(actor, at_ms, Command::AddEntry(entry)));
             }
-            Command::Restore(_) | Command::RaiseFeatures(_) | Command::RecordMember(_) => {
+            Command::RaiseFeatures(_) => {}
+            Command::Restore(_) | Command::RecordMember(_) => {
                 unreachable!("not part of histories")
             }
         }
@@ -247,6 +273,7 @@ proptest! {
     fn state_is_what_a_naive_model_says(history in batches()) {
         let mut state = State::default();
         let mut model = Model::default();
+        let mut lost = BTreeSet::new();
         for (batch, revision) in history.iter().zip(1..) {
             let before = set(state.published().elements());
             let (applied, reply) = state.apply(revision, batch);
@@ -279,8 +306,16 @@ proptest! {
             let change = &applied.change;
             prop_assert_eq!(change.revision, revision);
             prop_assert_eq!(set(&change.added), &after - &before);
-            prop_assert_eq!(&set(&change.revoked) | &set(&change.retired), &before - &after);
-            prop_assert_eq!(change.len(), (&after ^ &before).len());
+            let gone = &set(&change.revoked) | &set(&change.retired);
+            prop_assert_eq!(&gone & &before, &before - &after);
+            // What a removed entry had lost to DNS before is named as well, and nothing twice.
+            prop_assert!(gone.is_disjoint(&after));
+            prop_assert!((&gone - &before).is_subset(&lost));
+            prop_assert_eq!(change.len(), change.added.len() + gone.len());
+            lost.extend(&before - &after);
+            let expiring = entries.values().filter_map(|entry| Some((entry.expires_at_ms?, entry.id)));
+            prop_assert_eq!(state.expiring().iter().copied().collect::<BTreeSet<_>>(), expiring.collect());
+            prop_assert!(state.histories().keys().all(|domain| state.resolutions().contains_key(domain)));
             for list in [&change.added, &change.revoked, &change.retired] {
                 prop_assert!(list.is_sorted());
             }
@@ -315,8 +350,12 @@ fn each_operation_twice(history: Vec<Batch>) -> Result<(), TestCaseError> {
                 let EventKind::EntryUpdated(entry) = &event.kind else {
                     return Err(TestCaseError::fail(format!("{event:?}")));
                 };
-                let weaker = stronger.entries.insert(entry.id, entry.clone()).map(|old| Entry::clone(&old));
-                prop_assert_eq!(weaker, Some(Entry { protected: false, ..Entry::clone(entry) }));
+                let old = Entry::clone(&stronger.entries[&entry.id]);
+                stronger.put(entry.clone());
+                prop_assert_eq!(
+                    &old,
+                    &Entry { protected: false, expires_at_ms: old.expires_at_ms, ..Entry::clone(entry) }
+                );
                 prop_assert!(entry.protected);
             }
             prop_assert_eq!(&state, &stronger);

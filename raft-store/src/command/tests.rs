@@ -72,6 +72,28 @@ fn commands_of_level_two_have_these_exact_bytes() {
 }
 
 #[test]
+fn commands_of_level_three_have_these_exact_bytes() {
+    let id = EntryId(Uuid::from_u128(1));
+    let id_bytes = &NEW_ENTRY[..17];
+    let change = Command::ChangeEntry { id, update: EntryUpdate::default(), expires_at_ms: Some(7) };
+    let expected = [&[1, 12][..], id_bytes, &[0, 0, 0, 0, 0, 1, 7]].concat();
+    assert_eq!(bytes(&change), expected);
+    assert_eq!(codec::decode::<Command>(&expected).unwrap(), change);
+    let expire = Command::Expire { ids: vec![id] };
+    let expected = [&[1, 13, 1][..], id_bytes].concat();
+    assert_eq!(bytes(&expire), expected);
+    assert_eq!(codec::decode::<Command>(&expected).unwrap(), expire);
+    let history = crate::history::AddressChange {
+        revision: 1,
+        at_ms: 2,
+        added: vec!["8.8.8.8".parse().unwrap()],
+        retired: vec!["::1".parse().unwrap()],
+    };
+    let expected = [&[1, 1, 2, 1, 0][..], &[8; 4], &[1, 1], &[0; 15], &[1]].concat();
+    assert_eq!(bytes(&history), expected);
+}
+
+#[test]
 fn replies_have_these_exact_bytes() {
     let id = EntryId(Uuid::from_u128(1));
     let id_bytes = &NEW_ENTRY[..17];

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use allowlist::{Digest, DomainName, Entry, EntryId, Target};
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use crate::codec;
 use crate::disk::Disk;
 use crate::features::{FeatureLevel, TooNew};
+use crate::history::History;
 use crate::kept::{Kept, KeptAnswer, KeptName};
 use crate::layout::{Joiner, Kind, RecordKey, VERSION_KEY, split};
 use crate::snapshot::Content;
@@ -205,6 +207,9 @@ impl Database {
                     .map(|known| codec::encode(&(domain, &**known)))
                     .transpose();
                 self.put(&mut batch, &RecordKey::resolution(domain), record.map_err(text)?)?;
+                let record =
+                    state.histories().get(domain).map(|known| codec::encode(&(domain, &**known))).transpose();
+                self.put(&mut batch, &RecordKey::history(domain), record.map_err(text)?)?;
             }
             for name in &dirty.tokens {
                 let record = state.tokens().get(name).map(codec::encode).transpose();
@@ -302,7 +307,7 @@ impl Database {
 
     fn read(&self) -> Result<Content, String> {
         let (mut meta, mut resolutions, mut tokens, mut entries) = (None, Vec::new(), Vec::new(), Vec::new());
-        let mut kept = Vec::new();
+        let (mut kept, mut histories) = (Vec::new(), Vec::new());
         let mut joiner = Joiner::default();
         for item in self.db.iter() {
             let (key, value) = item.map_err(text)?;
@@ -315,6 +320,9 @@ impl Database {
                 Kind::Entry => entries.push(codec::decode::<Entry>(&record).map_err(text)?),
                 Kind::Resolution => resolutions.push(codec::decode(&record).map_err(text)?),
                 Kind::Token => tokens.push(codec::decode(&record).map_err(text)?),
+                Kind::History => {
+                    histories.push(codec::decode::<(DomainName, History)>(&record).map_err(text)?)
+                }
                 Kind::Kept => kept.push(codec::decode::<KeptAnswer>(&record).map_err(text)?),
             }
         }
@@ -324,6 +332,7 @@ impl Database {
         let mut state = State::restore(meta.cluster, revision, resolutions, tokens, entries)?;
         state.features = self.features()?;
         state.kept = Kept::from_answers(kept);
+        state.histories = histories.into_iter().map(|(name, known)| (name, Arc::new(known))).collect();
         if state.published().digest() != meta.published {
             return Err("what it publishes has another digest than was written".to_owned());
         }
@@ -370,13 +379,17 @@ pub(super) fn bytes_of(content: &Content) -> Result<u64, String> {
     for answer in state.kept.answers() {
         bytes += codec::encode(answer).map_err(text)?.len();
     }
+    for history in state.histories().values() {
+        bytes += codec::encode(&**history).map_err(text)?.len();
+    }
     Ok(bytes as u64)
 }
 
 fn records_of(content: &Content) -> u64 {
     let state = &content.state;
     let kept = state.kept.answers().count();
-    (state.entries().len() + state.resolutions().len() + state.tokens().len() + kept + 1) as u64
+    let names = state.resolutions().len() + state.histories().len();
+    (state.entries().len() + names + state.tokens().len() + kept + 1) as u64
 }
 
 fn meta_of(content: &Content) -> Meta {

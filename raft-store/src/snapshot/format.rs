@@ -9,7 +9,7 @@
 //! digest    32  SHA-256 of everything before it
 //! ```
 //! The unpacked blocks, put together, are a sequence of (u32 length, record Item): resolutions by domain, tokens by
-//! name, entries by id, kept answers by age (the footer does not count those). Resolutions come before the entries that own what they publish. Nothing in the file depends on
+//! name, entries by id, kept answers by age, histories by domain (the footer does not count those two). Resolutions come before the entries that own what they publish. Nothing in the file depends on
 //! when or where it was written, so two nodes write the same bytes for the same state.
 
 mod sums;
@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use allowlist::{Digest as SetDigest, DomainName, Entry};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,7 @@ use crate::codec::{self, MAX_RECORD_BYTES};
 use crate::command::Token;
 use crate::disk::Disk;
 use crate::features::FeatureLevel;
+use crate::history::History;
 use crate::kept::{Kept, KeptAnswer};
 use crate::state::{Resolution, State};
 use crate::types::{LogId, StoredMembership};
@@ -61,6 +63,7 @@ enum Item {
     Token(Token),
     Entry(Entry),
     Kept(KeptAnswer),
+    History(DomainName, History),
 }
 
 /// [`Item`] without owning: the same shape.
@@ -70,6 +73,7 @@ enum ItemRef<'a> {
     Token(&'a Token),
     Entry(&'a Entry),
     Kept(&'a KeptAnswer),
+    History(&'a DomainName, &'a History),
 }
 
 /// What must have been read when all blocks are.
@@ -105,6 +109,9 @@ pub(crate) fn write(disk: &Disk, path: &Path, content: &Content) -> io::Result<(
     }
     for answer in state.kept.answers() {
         blocks.item(&ItemRef::Kept(answer))?;
+    }
+    for (domain, history) in state.histories() {
+        blocks.item(&ItemRef::History(domain, history))?;
     }
     blocks.end()?;
     let footer = Footer {
@@ -194,7 +201,7 @@ pub(crate) fn verify_sum(file: &File) -> io::Result<()> {
 pub(crate) struct Bounds {
     /// Bytes of its blocks, unpacked.
     pub(crate) bytes: u64,
-    /// Entries, resolutions, tokens and kept answers together.
+    /// Entries, resolutions, tokens, kept answers and histories together.
     pub(crate) items: u64,
 }
 
@@ -211,7 +218,7 @@ pub(crate) fn read_within(file: &File, mut bounds: Bounds) -> io::Result<Content
     let mut blocks =
         BlockReader { input: &mut input, block: Vec::new(), position: 0, ended: false, left: bounds.bytes };
     let (mut resolutions, mut tokens, mut entries) = (Vec::new(), Vec::new(), Vec::new());
-    let mut kept = Vec::new();
+    let (mut kept, mut histories) = (Vec::new(), Vec::new());
     while let Some(item) = blocks.item()? {
         bounds.items = bounds.items.checked_sub(1).ok_or_else(|| damaged("it holds too much"))?;
         match item {
@@ -219,6 +226,7 @@ pub(crate) fn read_within(file: &File, mut bounds: Bounds) -> io::Result<Content
             Item::Token(token) => tokens.push(token),
             Item::Entry(entry) => entries.push(entry),
             Item::Kept(answer) => kept.push(answer),
+            Item::History(domain, history) => histories.push((domain, Arc::new(history))),
         }
     }
     let footer: Footer = codec::decode(&read_framed(&mut input)?)?;
@@ -231,6 +239,7 @@ pub(crate) fn read_within(file: &File, mut bounds: Bounds) -> io::Result<Content
         .map_err(|error| damaged(&error))?;
     state.features = header.data_version;
     state.kept = Kept::from_answers(kept);
+    state.histories = histories.into_iter().collect();
     if state.published().digest() != footer.published {
         return Err(damaged("what it publishes has another digest than its footer says"));
     }
