@@ -8,6 +8,7 @@ pub mod api;
 pub mod auth;
 pub mod cluster;
 pub mod config;
+pub mod expiry;
 pub mod feed;
 mod raft;
 pub mod resolver;

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::{self, AppState, Transport};
 use crate::cluster::{Cluster, ClusterSettings};
 use crate::config::Config;
+use crate::expiry;
 use crate::feed::{self, Limits, Sessions};
 use crate::resolver::{self, Resolver};
 use crate::tls::reload::{Reloader, TlsMetrics};
@@ -89,6 +90,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let registry = Registry::new();
     check_data_dir(&config.data_dir)?;
     let resolver = resolver(&config, &registry)?;
+    let expiry_metrics = expiry::Metrics::register(&registry).context("metrics of entries that end")?;
     let tls = NodeTls::prepare(&config.tls.dir, &config.name, &[host_of(&config.advertise)])?
         .verifying_peer_names(config.tls.verify_peer_names);
     check_writable_parent(&config.admin_token_file)?;
@@ -122,6 +124,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     tasks.spawn(serving.clone().plain(listeners.api, api::router(app.clone(), Transport::Plain)));
     tasks.spawn(serving.tls(listeners.feed, feed_tls, api::router(app, Transport::Tls)));
     tasks.spawn(resolver.run(cluster.clone(), working.clone()));
+    tasks.spawn(expiry::run(cluster.clone(), expiry_metrics, working.clone()));
     let hangups = async move || {
         if hangup.recv().await.is_none() {
             std::future::pending::<()>().await;

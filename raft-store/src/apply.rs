@@ -2,6 +2,7 @@
 //! network; the same batches in the same order give the same state on every node, for ever: a rule here may only be
 //! changed together with a new command variant, because old log entries are replayed through it.
 
+mod impact;
 mod restore;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,8 @@ use crate::features::FeatureLevel;
 use crate::history::{AddressChange, History};
 use crate::kept::{KeptAnswer, KeptName, MAX_KEPT_REPLIES, Now, name_of};
 use crate::state::{AppliedBatch, Event, EventKind, Resolution, State};
+
+pub use impact::Impact;
 
 impl State {
     /// Applies one log entry at `revision`. Cannot fail: a command that does not fit the state is answered with a
@@ -309,15 +312,12 @@ impl Step<'_> {
         self.state.entries.remove(&id);
         entry.expires_at_ms.map(|at_ms| self.state.expiring.remove(&(at_ms, id)));
         self.state.by_key.remove(&(entry.target.clone(), entry.ports.clone()));
-        if let Target::Domain(domain) = &entry.target {
-            if let Some(history) = self.state.histories.get(domain) {
-                let left = history.may_drain(self.at_ms).into_iter().collect();
-                self.drained.extend(elements(&entry, left));
-            }
-            if self.state.entries_of(domain).next().is_none() {
-                self.state.resolutions.remove(domain);
-                self.state.histories.remove(domain);
-            }
+        self.drained.extend(self.state.may_drain(&entry, self.at_ms));
+        if let Target::Domain(domain) = &entry.target
+            && self.state.entries_of(domain).next().is_none()
+        {
+            self.state.resolutions.remove(domain);
+            self.state.histories.remove(domain);
         }
         self.tell(origin, EventKind::EntryRemoved(entry));
     }

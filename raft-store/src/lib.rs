@@ -38,6 +38,7 @@ pub mod state;
 pub mod store;
 pub mod types;
 
+pub use apply::Impact;
 pub use command::{Batch, BatchReply, Command, Operation, Reply};
 pub use error::OpenError;
 pub use fatal::{EXIT_DISK_FAILED, FatalHook};

@@ -9,7 +9,7 @@ use allowlist::{EntryId, PortRange, Ports, Revision, Target, TargetError};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use raft_store::command::{Command, CommandRefusal, EntryUpdate, NewEntry, Reply};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -21,7 +21,7 @@ use super::once::{IdempotencyKey, Keyed, KeyedBody};
 use super::problem::{Code, Problem, ProblemBody};
 use super::revision::{Consistency, ReadParams, Tagged};
 use super::search::Search;
-use super::{AppState, paging};
+use super::{AppState, expiry, impact, paging};
 use crate::auth::{EntryEditor, Viewer};
 
 /// Entries on a page when the client does not say.
@@ -86,8 +86,9 @@ pub(super) struct AddEntry {
     pub(super) ticket: String,
     #[serde(default)]
     pub(super) labels: BTreeMap<String, String>,
-    /// When the entry ends by itself, RFC 3339. Not supported yet: anything but null is refused.
-    expires_at: Option<String>,
+    /// When the entry ends by itself, RFC 3339; null for never, as for every protected one.
+    #[schema(example = "2030-01-31T18:00:00Z")]
+    pub(super) expires_at: Option<String>,
 }
 
 /// What to change; what is left out stays.
@@ -101,6 +102,10 @@ pub(super) struct UpdateEntry {
     ticket: Option<String>,
     /// All labels.
     labels: Option<BTreeMap<String, String>>,
+    /// When the entry ends by itself, RFC 3339; null for never. A protected entry never ends.
+    #[serde(default, deserialize_with = "expiry::given")]
+    #[schema(value_type = Option<String>)]
+    expires_at: Option<Option<String>>,
 }
 
 /// Lists entries
@@ -187,7 +192,7 @@ pub(super) async fn get(
     Ok(Tagged(revision, Json(entry)).answer(&headers))
 }
 
-/// Changes the texts of an entry, or protects it
+/// Changes the texts of an entry, protects it, or says when it ends
 #[utoipa::path(patch, path = "/api/v1/entries/{id}", tag = "entries", request_body = UpdateEntry,
     params(("id" = String, Path, description = "The entry's id"), IdempotencyKey), responses(
     (status = 200, body = EntryView),
@@ -201,15 +206,25 @@ pub(super) async fn update(
     KeyedBody(asked, once): KeyedBody<UpdateEntry>,
 ) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
-    let update = asked.check()?;
-    let written = app.write(&caller, once, Command::UpdateEntry { id, update }).await?;
+    let written = app.write(&caller, once, asked.check(id)?).await?;
     let view = app.view(id).map_err(|gone| gone.replayed(written.replayed))?;
     Ok(written.answer(Json(view)))
 }
 
+/// Whether to remove at all.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct RemoveParams {
+    /// `true` only shows what the removal would do.
+    #[param(required = false)]
+    dry_run: bool,
+}
+
 /// Removes an entry; flows that only it allowed are cut
 #[utoipa::path(delete, path = "/api/v1/entries/{id}", tag = "entries",
-    params(("id" = String, Path, description = "The entry's id"), IdempotencyKey), responses(
+    params(("id" = String, Path, description = "The entry's id"), RemoveParams, IdempotencyKey), responses(
+    (status = 200, body = impact::Impact, description = "What it would do (`dry_run=true`)"),
     (status = 204, description = "Removed"),
     (status = 404, body = ProblemBody, content_type = "application/problem+json"),
     (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "It is protected")))]
@@ -217,9 +232,14 @@ pub(super) async fn remove(
     State(app): State<AppState>,
     EntryEditor(caller): EntryEditor,
     Segment(id): Segment,
+    Params(params): Params<RemoveParams>,
     Keyed(once): Keyed,
 ) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
+    if params.dry_run {
+        let state = app.read(Consistency::default()).await?;
+        return Ok(Json(impact::of(&state, id)?).into_response());
+    }
     let written = app.write(&caller, once, Command::RemoveEntry { id }).await?;
     Ok(written.answer(StatusCode::NO_CONTENT))
 }
@@ -241,11 +261,9 @@ impl AddEntry {
         let ports = parse_ports(&self.ports)?;
         check_texts(&self.comment, &self.owner, &self.ticket, &self.labels)
             .map_err(|error| Problem::new(Code::TextTooLong, error.to_string()))?;
-        if self.expires_at.is_some() {
-            // Better than a promise nobody keeps: an entry that was to end would stay open.
-            let detail = "expires_at is not supported yet: entries that end by themselves come with a later release; \
-                          leave it out, and remove the entry by hand when its time is over";
-            return Err(Problem::new(Code::ExpiryUnsupported, detail));
+        let expires_at_ms = self.expires_at.as_deref().map(expiry::parse).transpose()?;
+        if self.protected && expires_at_ms.is_some() {
+            return Err(expiry::of_protected());
         }
         Ok(NewEntry {
             id: EntryId(Uuid::now_v7()),
@@ -256,24 +274,30 @@ impl AddEntry {
             owner: self.owner,
             ticket: self.ticket,
             labels: self.labels,
-            expires_at_ms: None,
+            expires_at_ms,
         })
     }
 }
 
 impl UpdateEntry {
-    fn check(self) -> Result<EntryUpdate, Problem> {
+    fn check(self, id: EntryId) -> Result<Command, Problem> {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         let labels = self.labels.clone().unwrap_or_default();
         check_texts(&text(&self.comment), &text(&self.owner), &text(&self.ticket), &labels)
             .map_err(|error| Problem::new(Code::TextTooLong, error.to_string()))?;
-        Ok(EntryUpdate {
+        let update = EntryUpdate {
             protected: self.protected,
             comment: self.comment,
             owner: self.owner,
             ticket: self.ticket,
             labels: self.labels,
-        })
+        };
+        let Some(expires_at) = self.expires_at else { return Ok(Command::UpdateEntry { id, update }) };
+        let expires_at_ms = expires_at.as_deref().map(expiry::parse).transpose()?;
+        if update.protected == Some(true) && expires_at_ms.is_some() {
+            return Err(expiry::of_protected());
+        }
+        Ok(Command::ChangeEntry { id, update, expires_at_ms })
     }
 }
 
@@ -292,7 +316,7 @@ impl From<CommandRefusal> for Problem {
     }
 }
 
-fn parse_id(text: &str) -> Result<EntryId, Problem> {
+pub(super) fn parse_id(text: &str) -> Result<EntryId, Problem> {
     text.parse().map_err(|_| {
         let shown: String = text.chars().take(64).collect();
         let detail =

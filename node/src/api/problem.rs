@@ -76,7 +76,7 @@ codes! {
     /// A text is too long.
     TextTooLong = "text_too_long", UNPROCESSABLE_ENTITY, "A text is too long";
     /// Entries cannot end by themselves yet.
-    ExpiryUnsupported = "expiry_unsupported", UNPROCESSABLE_ENTITY, "Entries cannot end by themselves yet";
+    InvalidExpiry = "invalid_expiry", UNPROCESSABLE_ENTITY, "Not a time at which the entry can end";
     /// A name has other characters than allowed.
     InvalidName = "invalid_name", UNPROCESSABLE_ENTITY, "The name is wrong";
     /// The idempotency key is not one.

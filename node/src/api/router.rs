@@ -22,7 +22,7 @@ use utoipa_axum::routes;
 use super::problem::{self, Code, Problem};
 use super::{
     AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, audit, backup, bulk, entries, fence, headers,
-    health, members, metrics, receipts, recovery, session, status, tokens,
+    health, history, impact, members, metrics, receipts, recovery, session, status, tokens,
 };
 use crate::auth::caller::SESSION_COOKIE;
 use crate::{feed, web};
@@ -34,6 +34,8 @@ fn paths() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(entries::list, entries::add))
         .routes(routes!(entries::get, entries::update, entries::remove))
+        .routes(routes!(impact::show))
+        .routes(routes!(history::show))
         .routes(routes!(bulk::import::import))
         .routes(routes!(bulk::export::export))
         .routes(routes!(backup::backup))

@@ -12,6 +12,7 @@ mod feed;
 mod feed_faults;
 mod gateway;
 mod harness;
+mod lifetimes;
 mod no_quorum;
 mod once;
 mod pages;

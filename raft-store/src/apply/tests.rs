@@ -395,3 +395,36 @@ fn a_cluster_that_has_not_agreed_on_it_remembers_no_history() {
     assert!(state.histories().is_empty());
     assert_eq!(texts(&apply(&mut state, [remove(1)]).0.change.revoked), ["8.8.8.8/32"]);
 }
+
+#[test]
+fn the_impact_of_a_removal_says_what_goes_what_stays_and_because_of_whom() {
+    let mut state = State::default();
+    apply(
+        &mut state,
+        [Command::RaiseFeatures(FeatureLevel::LIFETIMES), add(1, "a.example.com", &["tcp/443"])],
+    );
+    apply(
+        &mut state,
+        [add(2, "9.9.9.9", &["tcp/443"]), add(3, "8.8.0.0/16", &[]), add(4, "4.4.4.4", &["udp/53"])],
+    );
+    let seen = ["1.1.1.1", "9.9.9.9", "8.8.8.8", "4.4.4.4"];
+    apply(
+        &mut state,
+        [resolve("a.example.com", &seen, &[]), resolve("a.example.com", &["1.0.0.1"], &["1.1.1.1"])],
+    );
+    let impact = state.impact(state.entry(id(1)).unwrap(), 2_000);
+    assert_eq!(texts(&impact.removed), ["1.0.0.1/32 tcp/443", "4.4.4.4/32 tcp/443"]);
+    let kept: Vec<_> =
+        impact.kept.iter().map(|(element, owners)| (element.to_string(), owners.clone())).collect();
+    assert_eq!(
+        kept,
+        [("8.8.8.8/32 tcp/443".to_owned(), vec![id(3)]), ("9.9.9.9/32 tcp/443".to_owned(), vec![id(2)])]
+    );
+    assert_eq!(texts(&impact.drained), ["1.1.1.1/32 tcp/443"]);
+    let before = state.clone();
+    let (applied, _) = apply(&mut state, [remove(1)]);
+    // What a network around it keeps open is no longer published by itself, and gateways leave its flows alone.
+    let revoked: BTreeSet<String> = texts(&applied.change.revoked).into_iter().collect();
+    assert!(texts(&impact.removed).iter().chain(&texts(&impact.drained)).all(|text| revoked.contains(text)));
+    assert_ne!(before, state);
+}

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::MAX_IMPORT_ENTRIES;
 use crate::api::entries::AddEntry;
+use crate::api::entry_view::rfc3339;
 use crate::api::problem::{Code, LineError, Problem};
 
 /// Most wrong lines that are told.
@@ -76,6 +77,8 @@ struct Line<'a> {
     ticket: &'a str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
 }
 
 impl<'a> Line<'a> {
@@ -88,6 +91,7 @@ impl<'a> Line<'a> {
             owner: &entry.owner,
             ticket: &entry.ticket,
             labels: &entry.labels,
+            expires_at: entry.expires_at_ms.map(rfc3339),
         }
     }
 }

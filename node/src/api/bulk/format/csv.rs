@@ -8,7 +8,8 @@ use super::{Line, Reading};
 use crate::api::entries::AddEntry;
 use crate::api::problem::{Code, LineError, Problem};
 
-const COLUMNS: [&str; 7] = ["target", "ports", "protected", "comment", "owner", "ticket", "labels"];
+const COLUMNS: [&str; 8] =
+    ["target", "ports", "protected", "comment", "owner", "ticket", "labels", "expires_at"];
 
 pub(super) fn begin() -> String {
     COLUMNS.join(",") + "\r\n"
@@ -21,8 +22,9 @@ pub(super) fn write(line: &Line<'_>, text: &mut String) {
         false => serde_json::to_string(line.labels).unwrap_or_default(),
     };
     let protected = if line.protected { "true" } else { "" };
-    let fields =
-        [&line.target, &line.ports.join(" "), protected, line.comment, line.owner, line.ticket, &labels];
+    let ends = line.expires_at.as_deref().unwrap_or_default();
+    let ports = line.ports.join(" ");
+    let fields = [&line.target, &ports, protected, line.comment, line.owner, line.ticket, &labels, ends];
     for (number, field) in fields.into_iter().enumerate() {
         text.push_str(if number == 0 { "" } else { "," });
         // An empty first column would make an empty line of the record; a target never is empty.
@@ -108,6 +110,7 @@ fn asked(columns: &[String], fields: Vec<String>) -> Result<AddEntry, Problem> {
             "comment" => asked.comment = field,
             "owner" => asked.owner = field,
             "ticket" => asked.ticket = field,
+            "expires_at" => asked.expires_at = Some(field.trim().to_owned()).filter(|time| !time.is_empty()),
             "labels" if field.trim().is_empty() => {}
             "labels" => {
                 asked.labels = serde_json::from_str::<BTreeMap<String, String>>(&field)

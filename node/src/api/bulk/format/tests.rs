@@ -24,8 +24,10 @@ fn entry() -> impl Strategy<Value = Entry> {
         Just("4711".to_owned()),
     ];
     let labels = btree_map(text.clone(), text.clone(), 0..3);
-    (target, ports, any::<bool>(), [text.clone(), text.clone(), text], labels).prop_map(
-        |(target, ports, protected, [comment, owner, ticket], labels)| Entry {
+    // Of the year 2100 and later.
+    let ends = proptest::option::of(4_102_444_800_000..200_000_000_000_000_u64);
+    (target, ports, any::<bool>(), [text.clone(), text.clone(), text], labels, ends).prop_map(
+        |(target, ports, protected, [comment, owner, ticket], labels, ends)| Entry {
             id: EntryId(Uuid::nil()),
             target: target.parse().unwrap(),
             ports: Ports::new(ports.iter().map(|range| range.parse().unwrap()).collect()).unwrap(),
@@ -36,7 +38,7 @@ fn entry() -> impl Strategy<Value = Entry> {
             labels,
             created_by: String::new(),
             created_at_ms: 0,
-            expires_at_ms: None,
+            expires_at_ms: ends.filter(|_| !protected),
         },
     )
 }
@@ -61,6 +63,7 @@ proptest! {
             let read = format.read(text.as_bytes()).map_err(|errors| TestCaseError::fail(format!("{errors:?}\n{text}")))?;
             prop_assert_eq!(read.len(), entries.len());
             for (new, entry) in read.iter().zip(&entries) {
+                prop_assert_eq!(new.expires_at_ms, entry.expires_at_ms);
                 prop_assert_eq!((&new.target, &new.ports, new.protected), (&entry.target, &entry.ports, entry.protected));
                 prop_assert_eq!(
                     (&new.comment, &new.owner, &new.ticket, &new.labels),

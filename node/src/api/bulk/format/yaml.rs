@@ -102,6 +102,11 @@ pub(super) fn write(line: &Line<'_>, text: &mut String) {
             text.push('\n');
         }
     }
+    if let Some(ends) = &line.expires_at {
+        text.push_str("    expires_at: ");
+        quote(ends, text);
+        text.push('\n');
+    }
     if !line.labels.is_empty() {
         text.push_str("    labels:\n");
         for (key, value) in line.labels {
