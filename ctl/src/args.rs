@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use allowlist::{EntryId, PortRange, Target};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::expiry::Ends;
+
 /// Manages an OutputGuard allowlist.
 #[derive(Debug, Parser)]
 #[command(name = "outputguardctl", version)]
@@ -65,8 +67,23 @@ pub(crate) enum Command {
         /// The entry's id.
         id: EntryId,
     },
+    /// Say when an entry ends by itself.
+    Expire {
+        /// The entry's id.
+        id: EntryId,
+        /// `90m`, `12h`, `30d`, `2w`, a time such as `2030-01-31T18:00:00Z`, or `never`.
+        when: String,
+    },
     /// Remove an entry; connections through it are cut at once.
     Remove {
+        /// The entry's id.
+        id: EntryId,
+        /// Only show what would go, and what would stay because of whom.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show how the addresses of a domain changed, newest first.
+    History {
         /// The entry's id.
         id: EntryId,
     },
@@ -132,8 +149,11 @@ pub(crate) struct Add {
     #[arg(long, default_value = "")]
     pub(crate) ticket: String,
     /// Forbid its removal.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "expires")]
     pub(crate) protected: bool,
+    /// When it ends by itself: `90m`, `12h`, `30d`, `2w`, or a time such as `2030-01-31T18:00:00Z`.
+    #[arg(long)]
+    pub(crate) expires: Option<Ends>,
 }
 
 /// How a list is written.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::args::{Add, Connection};
 
@@ -87,6 +88,7 @@ impl Client {
             "owner": add.owner,
             "ticket": add.ticket,
             "protected": add.protected,
+            "expires_at": add.expires.as_ref().map(|ends| ends.text(OffsetDateTime::now_utc())).transpose()?,
         });
         self.post("/entries", &body).await
     }

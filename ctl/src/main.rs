@@ -7,6 +7,7 @@
 mod args;
 mod client;
 mod cluster;
+mod expiry;
 mod print;
 mod transfer;
 
@@ -15,9 +16,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::args::{Args, ClusterCommand, Command, TokenCommand};
 use crate::client::{Client, Problem};
+use crate::expiry::Ends;
 
 /// The server answered and said no.
 const EXIT_REFUSED: u8 = 1;
@@ -53,7 +56,21 @@ async fn run(mut args: Args) -> anyhow::Result<()> {
             let entry = client.patch(&format!("/entries/{id}"), &json!({ "protected": true })).await?;
             print::entries(output, &[entry]);
         }
-        Command::Remove { id } => client.delete(&format!("/entries/{id}")).await?,
+        Command::Expire { id, when } => {
+            let ends = match when.as_str() {
+                "never" => None,
+                when => Some(when.parse::<Ends>()?.text(OffsetDateTime::now_utc())?),
+            };
+            let entry = client.patch(&format!("/entries/{id}"), &json!({ "expires_at": ends })).await?;
+            print::entries(output, &[entry]);
+        }
+        Command::Remove { id, dry_run: true } => {
+            print::impact(output, &client.get(&format!("/entries/{id}/impact")).await?);
+        }
+        Command::Remove { id, dry_run: false } => client.delete(&format!("/entries/{id}")).await?,
+        Command::History { id } => {
+            print::history(output, &client.get(&format!("/entries/{id}/history")).await?);
+        }
         Command::Cluster { command } => cluster::run(&client, output, command).await?,
         Command::Status => print::status(output, &client.get("/status").await?),
         Command::Export { file, format } => transfer::export(&client, file.as_deref(), format).await?,

@@ -48,12 +48,53 @@ pub(crate) fn entries(output: Output, entries: &[Value]) {
             text(entry.get("target")),
             if ports.is_empty() { "all".into() } else { ports },
             if entry.get("protected") == Some(&Value::Bool(true)) { "yes".into() } else { String::new() },
+            text(entry.get("expires_at")),
             state,
             addresses,
             text(entry.get("comment")),
         ]
     });
-    table(&["ID", "TARGET", "PORTS", "PROTECTED", "STATE", "ADDRESSES", "COMMENT"], rows.collect());
+    table(&["ID", "TARGET", "PORTS", "PROTECTED", "ENDS", "STATE", "ADDRESSES", "COMMENT"], rows.collect());
+}
+
+/// What a removal would do.
+pub(crate) fn impact(output: Output, impact: &Value) {
+    if output == Output::Json {
+        value(impact);
+        return;
+    }
+    let mut rows = Vec::new();
+    for (list, what) in [("removed", "goes, flows are cut"), ("drained", "left DNS; flows are cut")] {
+        let elements = impact.get(list).and_then(Value::as_array);
+        rows.extend(elements.into_iter().flatten().map(|element| vec![text(Some(element)), what.into()]));
+    }
+    for kept in impact.get("kept").and_then(Value::as_array).into_iter().flatten() {
+        let owners = kept.get("because_of").and_then(Value::as_array);
+        let owners: Vec<_> = owners.into_iter().flatten().map(|owner| text(owner.get("target"))).collect();
+        rows.push(vec![text(kept.get("element")), format!("stays because of {}", owners.join(", "))]);
+    }
+    if impact.get("protected") == Some(&Value::Bool(true)) {
+        println!("{} is protected and cannot be removed", text(impact.get("target")));
+    }
+    table(&["ELEMENT", "WHAT WOULD BECOME OF IT"], rows);
+}
+
+/// How the addresses of a name changed.
+pub(crate) fn history(output: Output, history: &Value) {
+    if output == Output::Json {
+        value(history);
+        return;
+    }
+    let changes = history.get("changes").and_then(Value::as_array);
+    let row = |change: &Value| {
+        vec![
+            text(change.get("at")),
+            text(change.get("revision")),
+            list(change.get("added")),
+            list(change.get("retired")),
+        ]
+    };
+    table(&["AT", "REVISION", "ADDED", "RETIRED"], changes.into_iter().flatten().map(row).collect());
 }
 
 pub(crate) fn imported(output: Output, answer: &Value) {
