@@ -1,6 +1,7 @@
 //! What the rest of the server sees of replication: propose, read, follow.
 
 mod alone;
+mod denied;
 mod features;
 mod heirs;
 mod leaving;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::feed::denied::DeniedLog;
 use crate::raft::compaction::LogStanding;
 use crate::raft::link::Peers;
 use crate::raft::meter::Meter;
@@ -40,6 +42,7 @@ use crate::raft::{Raft, bootstrap};
 
 pub use crate::raft::change::{ChangeRefusal, MemberChange, MemberChanged, RefusalKind};
 pub use crate::raft::settings::Tuning;
+pub use denied::DeniedAnswer;
 pub use features::{FeatureStanding, InactiveFeature};
 pub(crate) use heirs::{Heir, heirs, staying_voters};
 pub(crate) use leaving::Leaving;
@@ -178,6 +181,7 @@ struct Inner {
     leadership: watch::Receiver<bool>,
     complete: watch::Receiver<bool>,
     gateways: Mutex<Option<GatewaySource>>,
+    denied: OnceLock<DeniedLog>,
     /// Set when the node is to lead no more.
     retiring: CancellationToken,
     /// Set when the node stops taking writes.

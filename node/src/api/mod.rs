@@ -36,6 +36,7 @@ use crate::feed::Sessions;
 mod audit;
 mod backup;
 mod bulk;
+mod denied;
 mod entries;
 mod entry_view;
 mod expiry;
@@ -120,6 +121,7 @@ impl AppState {
         let source = sessions.clone();
         let source: GatewaySource = Arc::new(move || source.snapshot());
         cluster.set_gateway_source(source);
+        cluster.set_denied_log(sessions.denied().clone());
         sessions.metrics().register(&settings.registry)?;
         cluster.meter().register(&settings.registry)?;
         let metrics = Metrics::new(settings.registry)?;

@@ -11,6 +11,7 @@
 
 use std::time::Duration;
 
+pub mod denied;
 mod inbound;
 mod metrics;
 mod outbound;

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use allowlist::feed::{Applied, CutReport, GoawayReason, Hello};
+use allowlist::feed::{Applied, CutReport, DeniedFlow, GoawayReason, Hello};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Limits;
+use super::denied::DeniedLog;
 use super::metrics::FeedMetrics;
 use super::receipts::CutReceipts;
 use crate::cluster::GatewayStatus;
@@ -26,6 +27,7 @@ struct Shared {
     limits: Limits,
     metrics: FeedMetrics,
     receipts: CutReceipts,
+    denied: DeniedLog,
     places: Arc<Semaphore>,
     table: Mutex<Table>,
     /// Sessions ended so far; moves when one ends.
@@ -75,6 +77,7 @@ impl Sessions {
             limits,
             metrics: FeedMetrics::new()?,
             receipts: CutReceipts::default(),
+            denied: DeniedLog::default(),
             places: Arc::new(Semaphore::new(MAX_SESSIONS)),
             table: Mutex::default(),
             ended: watch::Sender::new(0),
@@ -95,6 +98,11 @@ impl Sessions {
     /// What gateways said of flows they cut.
     pub fn receipts(&self) -> &CutReceipts {
         &self.shared.receipts
+    }
+
+    /// What gateways said of packets they denied.
+    pub fn denied(&self) -> &DeniedLog {
+        &self.shared.denied
     }
 
     /// How each connected gateway stands, sorted by name.
@@ -221,6 +229,12 @@ impl Reporter {
     pub(super) fn cut(&self, report: CutReport) {
         self.sessions.metrics().cut(&self.name, &report);
         self.sessions.receipts().add(&self.name, report);
+    }
+
+    /// Keeps what the gateway denied.
+    pub(super) fn denied(&self, flows: &[DeniedFlow]) {
+        self.sessions.metrics().denied(&self.name, flows);
+        self.sessions.denied().add(&self.name, flows, now_ms());
     }
 
     /// The gateway's name.

@@ -111,7 +111,8 @@ fn acts(request: &Request) -> bool {
         | Request::LogEnd
         | Request::Room
         | Request::Process
-        | Request::Features => false,
+        | Request::Features
+        | Request::Denied(_) => false,
     }
 }
 

@@ -422,6 +422,7 @@ impl Cluster {
                 self.change_here(change, &origin, timeout_ms).await.map(Response::Changed)
             }
             Request::Features => Ok(Response::Features(self.supported_features())),
+            Request::Denied(query) => self.denied_here(&query).map(Response::Denied),
             Request::Members => self.members_here().await.map(Response::Members),
             Request::Leaving => {
                 self.leaving().finish().await;

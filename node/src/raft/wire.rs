@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::change::{ChangeRefusal, ChangeRequest, MemberChange, MemberChanged};
 use crate::cluster::{InactiveFeature, NodeStatus};
+use crate::feed::denied::{DeniedPage, DeniedQuery};
 
 pub(crate) use frame::{WireError, decode, encode, framing};
 use frame::{config, decode_whole};
@@ -151,6 +152,8 @@ pub(crate) enum Request {
         /// Answer within this time, milliseconds.
         timeout_ms: u64,
     },
+    /// What did the node's gateways deny?
+    Denied(DeniedQuery),
 }
 
 /// Which token a write is made with. The text itself never leaves the node it was shown to.
@@ -213,6 +216,8 @@ pub(crate) enum Response {
     },
     /// To [`Request::Features`].
     Features(FeatureLevel),
+    /// To [`Request::Denied`].
+    Denied(DeniedPage),
 }
 
 /// The newest entry of a log; the greater one holds more.
