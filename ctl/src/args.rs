@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use allowlist::{EntryId, PortRange, Target};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::denied::Denied;
 use crate::expiry::Ends;
 
 /// Manages an OutputGuard allowlist.
@@ -89,6 +90,8 @@ pub(crate) enum Command {
     },
     /// Show nodes and gateways.
     Status,
+    /// Show what gateways denied, and what the list says of it now.
+    Denied(Denied),
     /// Nodes of the cluster: add, replace, remove.
     Cluster {
         #[command(subcommand)]

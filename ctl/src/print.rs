@@ -226,7 +226,7 @@ fn columns(list: Option<&Value>, keys: &[&str]) {
     table(&headers, rows);
 }
 
-fn table(headers: &[&str], rows: Vec<Vec<String>>) {
+pub(crate) fn table(headers: &[&str], rows: Vec<Vec<String>>) {
     let rows: Vec<Vec<String>> =
         rows.into_iter().map(|row| row.iter().map(|cell| shorten(cell)).collect()).collect();
     let width = |column: usize| {

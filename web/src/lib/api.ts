@@ -1,5 +1,5 @@
 // Calls of /api/v1. The session is a cookie the page cannot read; every error is a `Problem`.
-import type { Entry, EntryPage, NewEntry, Session, Status } from "./types";
+import type { DeniedPage, Entry, EntryPage, NewEntry, Session, Status } from "./types";
 
 const TIMEOUT_MS = 15_000;
 
@@ -31,6 +31,12 @@ export const entries = {
   add: (entry: NewEntry) => call<Entry>("POST", "/entries", entry),
   protect: (id: string) => call<Entry>("PATCH", `/entries/${encodeURIComponent(id)}`, { protected: true }),
   remove: (id: string) => call<void>("DELETE", `/entries/${encodeURIComponent(id)}`),
+};
+
+export const denied = (source: string, limit: number) => {
+  const parameters = new URLSearchParams({ limit: String(limit) });
+  if (source) parameters.set("source", source);
+  return call<DeniedPage>("GET", `/denied?${parameters}`);
 };
 
 export const status = () => call<Status>("GET", "/status");

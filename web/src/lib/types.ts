@@ -80,6 +80,33 @@ export interface Status {
   gateways: Gateway[];
 }
 
+export interface EntryBeside {
+  id: string;
+  target: string;
+  ports: string[];
+}
+
+export interface Denied {
+  gateway: string;
+  source: string | null;
+  destination: string | null;
+  protocol: string;
+  port: number | null;
+  packets: number;
+  first_seen: string;
+  last_seen: string;
+  listed: boolean;
+  entries: EntryBeside[];
+  other_ports: EntryBeside[];
+}
+
+export interface DeniedPage {
+  denied: Denied[];
+  next_cursor: string | null;
+  complete: boolean;
+  nodes: { name: string; answered: boolean }[];
+}
+
 export interface Session {
   name: string;
   role: "gateway" | "viewer" | "editor" | "admin";
