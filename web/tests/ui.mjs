@@ -102,6 +102,71 @@ try {
     await row("ui-test").first().waitFor();
     await page.getByText("No gateway is connected.").waitFor();
   });
+  await step("what was denied is shown, and allowing it fills in the form", async () => {
+    await page.getByText("Nothing was denied.").waitFor();
+    // A gateway would tell of this; the page has to bring it from there to the form.
+    const seen = {
+      gateway: "gw-1",
+      packets: 3,
+      first_seen: "2026-01-31T13:00:00Z",
+      last_seen: "2026-01-31T13:05:00Z",
+    };
+    const entry = { id: "1", target: "93.184.216.34", ports: ["tcp/443"] };
+    const denied = [
+      {
+        ...seen,
+        source: "10.1.2.3",
+        destination: "93.184.216.35",
+        protocol: "tcp",
+        port: 8443,
+        listed: false,
+        entries: [],
+        other_ports: [],
+      },
+      {
+        ...seen,
+        source: "10.1.2.3",
+        destination: "93.184.216.34",
+        protocol: "tcp",
+        port: 80,
+        listed: false,
+        entries: [],
+        other_ports: [entry],
+      },
+      {
+        ...seen,
+        source: null,
+        destination: null,
+        protocol: "0",
+        port: null,
+        listed: false,
+        entries: [],
+        other_ports: [],
+      },
+    ];
+    const nodes = [
+      { name: "ui-test", answered: true },
+      { name: "server-9", answered: false },
+    ];
+    let asked = "";
+    await page.route("**/api/v1/denied?*", (route) => {
+      asked = new URL(route.request().url()).searchParams.get("source");
+      return route.fulfill({ json: { denied, next_cursor: null, complete: false, nodes } });
+    });
+    await page.getByLabel("Denied source").fill("10.1.2.3");
+    const table = page.getByTestId("denied");
+    await table.getByText("tcp/8443").waitFor();
+    assert.equal(asked, "10.1.2.3");
+    assert.match(await table.innerText(), /other ports only: 93\.184\.216\.34 tcp\/443/);
+    await page.getByText("server-9 did not answer").waitFor();
+    await page.getByRole("button", { name: "Allow 93.184.216.35" }).click();
+    assert.equal(await page.getByLabel("Target").inputValue(), "93.184.216.35");
+    assert.equal(await page.getByLabel("Ports").inputValue(), "tcp/8443");
+    assert.match(await page.getByLabel("Comment").inputValue(), /10\.1\.2\.3 by gw-1/);
+    await page.getByRole("button", { name: "Add", exact: true }).click();
+    await page.getByRole("button", { name: "Remove 93.184.216.35" }).waitFor();
+    await page.unroute("**/api/v1/denied?*");
+  });
   if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT, fullPage: true });
   await step("signing out ends the session", async () => {
     await page.getByRole("button", { name: "Sign out" }).click();

@@ -182,7 +182,7 @@ impl DeniedPage {
 
 impl DeniedLog {
     /// Adds what a gateway said at `now_ms`.
-    pub(super) fn add(&self, gateway: &str, flows: &[DeniedFlow], now_ms: u64) {
+    pub fn add(&self, gateway: &str, flows: &[DeniedFlow], now_ms: u64) {
         let gateway: Arc<str> = gateway.into();
         let mut kept = self.lock();
         for flow in flows {

@@ -4,6 +4,7 @@ use openraft::Vote as RaftVote;
 use openraft::vote::RaftLeaderId as _;
 
 use super::*;
+use crate::feed::denied::{DeniedKey, DeniedRow};
 use crate::raft::change::{MemberChange, RefusalKind};
 
 fn log_id(index: u64) -> LogId {
@@ -24,6 +25,17 @@ fn entry(index: u64, comment: usize) -> Entry {
         log_id: log_id(index),
         payload: openraft::EntryPayload::Normal(raft_store::Batch { at_ms: 5, operations: vec![operation] }),
     }
+}
+
+fn denied_row() -> DeniedRow {
+    let key = DeniedKey {
+        gateway: "g".to_owned(),
+        source: "10.0.0.7".parse().unwrap(),
+        destination: "9.9.9.9".parse().unwrap(),
+        protocol: 6,
+        port: 443,
+    };
+    DeniedRow { key, packets: 3, first_ms: 7, last_ms: 9 }
 }
 
 fn request(entries: Vec<Entry>) -> AppendEntriesRequest<TypeConfig> {
@@ -194,6 +206,30 @@ fn the_bytes_of_version_1_are_frozen() {
             .unwrap()
             .to_vec(),
             "0101050106020101 0178",
+        ),
+        (
+            encode(&envelope(Request::Denied(DeniedQuery {
+                gateway: Some("g".to_owned()),
+                source: Some("10.0.0.0/8".parse().unwrap()),
+                destinations: Some(vec!["9.9.9.9/32".parse().unwrap()]),
+                since_ms: 300,
+                behind: Some(denied_row().place()),
+                limit: 2,
+            })))
+            .unwrap()
+            .to_vec(),
+            "010701100000000000000000000000000000000102010317\
+             010167 0100 0a000000 08 0101 00 09090909 20 fb2c01\
+             01 09 0167 00 0a000007 00 09090909 06 fbbb01 02",
+        ),
+        (
+            encode(&Answer {
+                sequence: 1,
+                response: Response::Denied(DeniedPage { rows: vec![denied_row()], more: true }),
+            })
+            .unwrap()
+            .to_vec(),
+            "01011301 0167 00 0a000007 00 09090909 06 fbbb01 030709 01",
         ),
     ];
     for (bytes, frozen) in cases {
