@@ -103,6 +103,8 @@ fn options(config: &Config) -> KernelOptions {
             record: Some(config.state_dir.join(DRAINING)),
         },
         policy,
+        egress: config.ways.egress.clone(),
+        guard: config.ways.guard.clone(),
         ..KernelOptions::default()
     }
 }

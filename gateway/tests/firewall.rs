@@ -29,6 +29,8 @@ mod passing;
 mod restarts;
 #[path = "firewall/upkeep.rs"]
 mod upkeep;
+#[path = "firewall/ways.rs"]
+mod ways;
 
 /// The system's default backend of iptables.
 fn choose_backend() {}

@@ -9,6 +9,8 @@ use allowlist::{Element, PortRange, Protocol};
 use ipnet::IpNet;
 
 use super::drain::DrainLimits;
+use super::egress::Egress;
+use super::host_guard::HostGuard;
 use super::rules::Policy;
 
 /// Members a set is made for unless more are wanted at once.
@@ -26,6 +28,10 @@ pub struct KernelOptions {
     pub drain: DrainLimits,
     /// What becomes of what is not listed.
     pub policy: Policy,
+    /// The way out.
+    pub egress: Egress,
+    /// Guards the machine itself, too; not in an audit.
+    pub guard: Option<HostGuard>,
 }
 
 impl Default for KernelOptions {
@@ -35,6 +41,8 @@ impl Default for KernelOptions {
             set_capacity: DEFAULT_SET_CAPACITY,
             drain: DrainLimits::default(),
             policy: Policy::default(),
+            egress: Egress::default(),
+            guard: None,
         }
     }
 }

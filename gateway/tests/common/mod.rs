@@ -326,6 +326,7 @@ impl Setup {
             metrics: "127.0.0.1:0".parse().unwrap(),
             firewall: FirewallKind::Kernel,
             internal_cidrs: Vec::new(),
+            ways: gateway::config::Ways::default(),
             unlisted: Unlisted {
                 policy: Policy::default(),
                 drain_idle: DRAIN_IDLE,
