@@ -134,7 +134,7 @@ impl Cluster {
                 leadership,
                 complete,
                 gateways: Mutex::default(),
-                denied: OnceLock::new(),
+                traffic: OnceLock::new(),
                 retiring: CancellationToken::new(),
                 draining: CancellationToken::new(),
                 leave: CancellationToken::new(),

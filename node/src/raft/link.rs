@@ -34,10 +34,8 @@ pub(crate) enum Purpose {
     Forward,
     /// Asking what a node can apply.
     Announce,
-    /// Asking what its gateways denied.
-    Denied,
 }
-const PURPOSES: usize = 6;
+const PURPOSES: usize = 5;
 
 /// Why a call brought no answer.
 #[derive(Debug, Clone, thiserror::Error)]
