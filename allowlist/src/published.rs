@@ -1,8 +1,10 @@
 //! The reference-counted set of elements that the entries amount to.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use ipnet::IpNet;
 
 use crate::digest::Digest;
 use crate::element::Element;
@@ -70,6 +72,19 @@ impl Published {
         self.owners.get(element).map(Owners::as_slice).unwrap_or_default().iter().copied()
     }
 
+    /// The elements that cover `address`, the most specific first, with their owners, sorted.
+    pub fn covering(&self, address: IpAddr) -> impl Iterator<Item = (&Element, &[EntryId])> + '_ {
+        let most = IpNet::from(address).max_prefix_len();
+        let prefixes = (0..=most).rev().filter_map(move |length| IpNet::new(address, length).ok());
+        prefixes.flat_map(move |prefix| {
+            // No ports sort first.
+            let first = Element::new(prefix, None);
+            let of_prefix = self.owners.range(first..);
+            let of_prefix = of_prefix.take_while(move |(element, _)| element.prefix == first.prefix);
+            of_prefix.map(|(element, owners)| (element, owners.as_slice()))
+        })
+    }
+
     /// All elements, sorted.
     pub fn elements(&self) -> impl Iterator<Item = &Element> + '_ {
         self.owners.keys()
@@ -97,5 +112,38 @@ impl Owners {
             Self::One(owner) => std::slice::from_ref(owner),
             Self::Many(owners) => owners,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn what_covers_an_address_is_found_with_every_length_and_port() {
+        let mut published = Published::default();
+        let owner = |number| EntryId(Uuid::from_u128(number));
+        let element = |prefix: &str, ports: Option<&str>| {
+            Element::new(prefix.parse().unwrap(), ports.map(|ports| ports.parse().unwrap()))
+        };
+        let covering = [
+            element("8.8.8.8/32", None),
+            element("8.8.8.8/32", Some("tcp/53")),
+            element("8.8.8.8/32", Some("udp/53")),
+            element("8.8.0.0/16", Some("tcp/443")),
+            element("8.0.0.0/6", None),
+        ];
+        let beside = [element("8.8.8.9/32", None), element("9.0.0.0/8", None), element("2a01::/16", None)];
+        for (element, number) in covering.iter().chain(&beside).zip(1..) {
+            published.claim(*element, owner(number));
+        }
+        published.claim(covering[1], owner(99));
+        let found: Vec<_> = published.covering("8.8.8.8".parse().unwrap()).collect();
+        assert_eq!(found.iter().map(|(element, _)| **element).collect::<Vec<_>>(), covering);
+        assert_eq!(found[1].1, [owner(2), owner(99)]);
+        assert_eq!(published.covering("2a01::7".parse().unwrap()).count(), 1);
+        assert_eq!(published.covering("1.1.1.1".parse().unwrap()).count(), 0);
     }
 }

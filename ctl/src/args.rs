@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use allowlist::{EntryId, PortRange, Target};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::denied::Denied;
 use crate::expiry::Ends;
 
 /// Manages an OutputGuard allowlist.
@@ -89,8 +90,8 @@ pub(crate) enum Command {
     },
     /// Show nodes and gateways.
     Status,
-    /// Show who moves most: source hosts, or entries.
-    Top(Top),
+    /// Show what gateways denied, and what the list says of it now.
+    Denied(Denied),
     /// Nodes of the cluster: add, replace, remove.
     Cluster {
         #[command(subcommand)]
@@ -156,42 +157,6 @@ pub(crate) struct Add {
     /// When it ends by itself: `90m`, `12h`, `30d`, `2w`, or a time such as `2030-01-31T18:00:00Z`.
     #[arg(long)]
     pub(crate) expires: Option<Ends>,
-}
-
-/// Who is shown.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Top {
-    /// What is summed up.
-    #[arg(long, value_enum, default_value_t = TopBy::Source)]
-    pub(crate) by: TopBy,
-    /// Only through this gateway.
-    #[arg(long)]
-    pub(crate) gateway: Option<String>,
-    /// The last minutes up to an hour, such as `10m` or `1h`, or `all` since each server started.
-    #[arg(long, default_value = "10m")]
-    pub(crate) window: String,
-    /// At most so many, 1 to 100.
-    #[arg(short = 'n', long, default_value_t = 10)]
-    pub(crate) limit: usize,
-}
-
-/// What is summed up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TopBy {
-    /// Hosts behind the gateways.
-    Source,
-    /// Entries of the allowlist.
-    Entry,
-}
-
-impl TopBy {
-    /// As the API has it.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Entry => "entry",
-        }
-    }
 }
 
 /// How a list is written.

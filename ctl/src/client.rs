@@ -125,7 +125,7 @@ impl Client {
         self.send(self.request(Method::GET, path)).await
     }
 
-    pub(crate) async fn get_with(&self, path: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
+    pub(crate) async fn get_where(&self, path: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
         let mut url = reqwest::Url::parse(&format!("{}{path}", self.base))
             .with_context(|| format!("{} is not a URL", self.base))?;
         url.query_pairs_mut().extend_pairs(query);

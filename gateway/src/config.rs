@@ -14,10 +14,10 @@ use serde::Deserialize;
 
 use crate::firewall::{Deny, Mode};
 
-mod metering;
 mod unlisted;
-pub use metering::{Metering, MeteringFlags, PerIpMetrics};
+mod ways;
 pub use unlisted::{Unlisted, UnlistedFlags};
+pub use ways::{Ways, WaysFlags};
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/outputguard-gateway";
 const DEFAULT_METRICS: &str = "0.0.0.0:9900";
@@ -81,9 +81,9 @@ pub struct Flags {
     /// What becomes of what is not listed.
     #[command(flatten)]
     pub unlisted: UnlistedFlags,
-    /// What is counted and shown.
+    /// The way out, and the machine itself.
     #[command(flatten)]
-    pub metering: MeteringFlags,
+    pub ways: WaysFlags,
     /// How log lines are written
     #[arg(long, env = "OUTPUTGUARD_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -132,8 +132,10 @@ struct File {
     nflog_group: Option<u16>,
     drain_idle_s: Option<u64>,
     drain_limit_s: Option<u64>,
-    per_ip_metrics: Option<PerIpMetrics>,
-    top_sources: Option<usize>,
+    egress_interface: Option<String>,
+    snat_addresses: Vec<String>,
+    restrict_host: bool,
+    management_cidrs: Vec<String>,
 }
 
 /// Everything checked.
@@ -157,8 +159,8 @@ pub struct Config {
     pub internal_cidrs: Vec<IpNet>,
     /// What becomes of what is not listed, or no longer.
     pub unlisted: Unlisted,
-    /// What is counted and shown.
-    pub metering: Metering,
+    /// The way out, and the machine itself.
+    pub ways: Ways,
 }
 
 /// A feed URL in parts.
@@ -254,7 +256,13 @@ impl Config {
             drain_idle_s: file.drain_idle_s,
             drain_limit_s: file.drain_limit_s,
         };
-        let counted = MeteringFlags { per_ip_metrics: file.per_ip_metrics, top_sources: file.top_sources };
+        let ways_in_file = WaysFlags {
+            egress_interface: file.egress_interface,
+            snat_addresses: file.snat_addresses,
+            restrict_host: file.restrict_host,
+            management_cidrs: file.management_cidrs,
+        };
+        let servers = check_servers(&servers)?;
         let metrics = flags.metrics.clone().or(file.metrics);
         let firewall = flags.firewall.or(file.firewall).unwrap_or_default();
         let mut name = flags.name.clone().or(file.name).map_or_else(host_name, Ok)?;
@@ -263,7 +271,8 @@ impl Config {
         }
         let config = Self {
             name: check_name(name)?,
-            servers: check_servers(&servers)?,
+            ways: flags.ways.over(&ways_in_file, &servers)?,
+            servers,
             token_file: path(&flags.token_file, file.token_file).ok_or(ConfigError::Missing {
                 key: "token_file",
                 remedy: "name the file that holds a token with role gateway, as `outputguardctl token create` prints it",
@@ -275,9 +284,8 @@ impl Config {
             state_dir: path(&flags.state_dir, file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             metrics: check_metrics(metrics.as_deref().unwrap_or(DEFAULT_METRICS))?,
             firewall,
-            internal_cidrs: check_cidrs(&internal_cidrs)?,
+            internal_cidrs: check_cidrs("internal_cidrs", &internal_cidrs)?,
             unlisted: flags.unlisted.over(&in_file)?,
-            metering: flags.metering.over(&counted)?,
         };
         Ok(config)
     }
@@ -296,7 +304,7 @@ impl Config {
         let state_dir = flags.state_dir.clone().or(file.state_dir.clone());
         Ok((
             flags.firewall.or(file.firewall).unwrap_or_default(),
-            check_cidrs(cidrs)?,
+            check_cidrs("internal_cidrs", cidrs)?,
             state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         ))
     }
@@ -348,8 +356,8 @@ fn check_metrics(text: &str) -> Result<SocketAddr, ConfigError> {
     })
 }
 
-fn check_cidrs(texts: &[String]) -> Result<Vec<IpNet>, ConfigError> {
-    let wrong = |reason: String| ConfigError::Value { key: "internal_cidrs", reason };
+fn check_cidrs(key: &'static str, texts: &[String]) -> Result<Vec<IpNet>, ConfigError> {
+    let wrong = |reason: String| ConfigError::Value { key, reason };
     let parse = |text: &String| {
         let cidr: IpNet = text
             .parse()

@@ -8,7 +8,7 @@ use anyhow::Context;
 use gateway::config::{Config, FirewallKind, Flags, LogFormat, Unlisted};
 use gateway::feed::Timings;
 use gateway::firewall::{
-    DrainLimits, DryRunFirewall, Firewall, FirewallError, KernelFirewall, KernelOptions, Mode, SourceOptions,
+    DrainLimits, DryRunFirewall, Firewall, FirewallError, KernelFirewall, KernelOptions, Mode,
     check_forwarding, check_host, close_forwarding, close_unguarded,
 };
 use gateway::run::{Parts, run};
@@ -103,7 +103,8 @@ fn options(config: &Config) -> KernelOptions {
             record: Some(config.state_dir.join(DRAINING)),
         },
         policy,
-        sources: SourceOptions { top: config.metering.top_sources, ..SourceOptions::default() },
+        egress: config.ways.egress.clone(),
+        guard: config.ways.guard.clone(),
         ..KernelOptions::default()
     }
 }

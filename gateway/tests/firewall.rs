@@ -27,10 +27,10 @@ mod net;
 mod passing;
 #[path = "firewall/restarts.rs"]
 mod restarts;
-#[path = "firewall/sources.rs"]
-mod sources;
 #[path = "firewall/upkeep.rs"]
 mod upkeep;
+#[path = "firewall/ways.rs"]
+mod ways;
 
 /// The system's default backend of iptables.
 fn choose_backend() {}

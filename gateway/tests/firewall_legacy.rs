@@ -25,6 +25,8 @@ mod net;
 mod passing;
 #[path = "firewall/upkeep.rs"]
 mod upkeep;
+#[path = "firewall/ways.rs"]
+mod ways;
 
 /// Puts the legacy programs in front of the others.
 fn choose_backend() {

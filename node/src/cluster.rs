@@ -1,6 +1,7 @@
 //! What the rest of the server sees of replication: propose, read, follow.
 
 mod alone;
+mod denied;
 mod features;
 mod heirs;
 mod leaving;
@@ -11,7 +12,6 @@ mod room;
 mod start;
 mod status;
 mod stop;
-mod traffic;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::feed::traffic::TrafficBook;
+use crate::feed::denied::DeniedLog;
 use crate::raft::compaction::LogStanding;
 use crate::raft::link::Peers;
 use crate::raft::meter::Meter;
@@ -42,6 +42,7 @@ use crate::raft::{Raft, bootstrap};
 
 pub use crate::raft::change::{ChangeRefusal, MemberChange, MemberChanged, RefusalKind};
 pub use crate::raft::settings::Tuning;
+pub use denied::DeniedAnswer;
 pub use features::{FeatureStanding, InactiveFeature};
 pub(crate) use heirs::{Heir, heirs, staying_voters};
 pub(crate) use leaving::Leaving;
@@ -49,7 +50,6 @@ pub(crate) use member_events::event as member_event;
 pub use members::ChangeError;
 pub use recovery::{Recovered, RecoveryError, RecoveryPlan, VoterStanding};
 pub use start::{ClusterSettings, Join};
-pub use traffic::ClusterTraffic;
 pub(crate) use write::leader_of;
 
 /// Why a write did not succeed.
@@ -181,7 +181,7 @@ struct Inner {
     leadership: watch::Receiver<bool>,
     complete: watch::Receiver<bool>,
     gateways: Mutex<Option<GatewaySource>>,
-    traffic: OnceLock<TrafficBook>,
+    denied: OnceLock<DeniedLog>,
     /// Set when the node is to lead no more.
     retiring: CancellationToken,
     /// Set when the node stops taking writes.
@@ -213,12 +213,6 @@ impl Cluster {
     /// Tells where [`NodeStatus::gateways`] of this node comes from; called once by the feed's set-up.
     pub fn set_gateway_source(&self, source: GatewaySource) {
         *self.inner.gateways.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
-    }
-
-    /// Tells where this node keeps what gateways say of traffic; called once by the feed's set-up.
-    pub fn set_traffic_book(&self, book: TrafficBook) {
-        // A second call would be of the same feed.
-        let _ = self.inner.traffic.set(book);
     }
 
     /// The applied state of this node and its changes.

@@ -102,27 +102,70 @@ try {
     await row("ui-test").first().waitFor();
     await page.getByText("No gateway is connected.").waitFor();
   });
-  await step("top talkers are shown by host and by entry", async () => {
-    const card = page.getByTestId("traffic");
-    await card.getByText("No traffic was reported in this time.").waitFor();
-    // No gateway is connected: what one would have reported is put into the server's answer.
-    const moved = { packets_out: 1, bytes_out: 40, packets_in: 2, bytes_in: 1_500_000_000 };
-    const rows = { source: "10.0.0.7", entry: "<b>api.example.test</b>" };
-    await page.route("**/api/v1/traffic/top*", async (route) => {
-      const answer = await (await route.fetch()).json();
-      assert.deepEqual(answer.rows, []);
-      const other = answer.by === "source" ? "entry" : "source";
-      const part = { name: rows[other], entry: null, bytes: 999_499 };
-      const row = { name: rows[answer.by], entry: null, ...moved, gateways: ["gw-1"], with: [part] };
-      await route.fulfill({ json: { ...answer, rows: [row], total: moved } });
+  await step("what was denied is shown, and allowing it fills in the form", async () => {
+    await page.getByText("Nothing was denied.").waitFor();
+    // A gateway would tell of this; the page has to bring it from there to the form.
+    const seen = {
+      gateway: "gw-1",
+      packets: 3,
+      first_seen: "2026-01-31T13:00:00Z",
+      last_seen: "2026-01-31T13:05:00Z",
+    };
+    const entry = { id: "1", target: "93.184.216.34", ports: ["tcp/443"] };
+    const denied = [
+      {
+        ...seen,
+        source: "10.1.2.3",
+        destination: "93.184.216.35",
+        protocol: "tcp",
+        port: 8443,
+        listed: false,
+        entries: [],
+        other_ports: [],
+      },
+      {
+        ...seen,
+        source: "10.1.2.3",
+        destination: "93.184.216.34",
+        protocol: "tcp",
+        port: 80,
+        listed: false,
+        entries: [],
+        other_ports: [entry],
+      },
+      {
+        ...seen,
+        source: null,
+        destination: null,
+        protocol: "0",
+        port: null,
+        listed: false,
+        entries: [],
+        other_ports: [],
+      },
+    ];
+    const nodes = [
+      { name: "ui-test", answered: true },
+      { name: "server-9", answered: false },
+    ];
+    let asked = "";
+    await page.route("**/api/v1/denied?*", (route) => {
+      asked = new URL(route.request().url()).searchParams.get("source");
+      return route.fulfill({ json: { denied, next_cursor: null, complete: false, nodes } });
     });
-    await card.getByLabel("over the last").selectOption("1h");
-    await card.getByRole("cell", { name: "10.0.0.7" }).waitFor();
-    await card.getByRole("cell", { name: "1.5 GB" }).waitFor();
-    await card.getByLabel("Sum up").selectOption("entry");
-    await card.getByRole("columnheader", { name: "Mostly from" }).waitFor();
-    await card.getByText("<b>api.example.test</b>").waitFor();
-    await card.getByText("999 kB").waitFor();
+    await page.getByLabel("Denied source").fill("10.1.2.3");
+    const table = page.getByTestId("denied");
+    await table.getByText("tcp/8443").waitFor();
+    assert.equal(asked, "10.1.2.3");
+    assert.match(await table.innerText(), /other ports only: 93\.184\.216\.34 tcp\/443/);
+    await page.getByText("server-9 did not answer").waitFor();
+    await page.getByRole("button", { name: "Allow 93.184.216.35" }).click();
+    assert.equal(await page.getByLabel("Target").inputValue(), "93.184.216.35");
+    assert.equal(await page.getByLabel("Ports").inputValue(), "tcp/8443");
+    assert.match(await page.getByLabel("Comment").inputValue(), /10\.1\.2\.3 by gw-1/);
+    await page.getByRole("button", { name: "Add", exact: true }).click();
+    await page.getByRole("button", { name: "Remove 93.184.216.35" }).waitFor();
+    await page.unroute("**/api/v1/denied?*");
   });
   if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT, fullPage: true });
   await step("signing out ends the session", async () => {

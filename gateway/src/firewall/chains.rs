@@ -8,7 +8,7 @@ use iptables::IPTables;
 
 use super::FirewallError;
 use super::layout::Family;
-use super::rules::{Chain, Mode, restore_script};
+use super::rules::{Chain, Mode, closed_forward_body, restore_script};
 
 /// Marks the jumps that stand in while ours are put in their place.
 const STAND_IN: &str = "-m comment --comment og-moving";
@@ -113,7 +113,7 @@ impl Chains {
         if self.mode == Mode::Audit {
             return Ok(None);
         }
-        let closed = Chain::Forward.closed_body(self.mode);
+        let closed = closed_forward_body(self.mode);
         if !self.body(Chain::Forward)?.is_some_and(|present| present.ends_with(&closed)) {
             self.set_body(Chain::Forward, &closed)?;
         }

@@ -56,12 +56,11 @@ impl Plan {
             let deny = DENY_SETS[usize::from(prefix.contains(':'))];
             lines.push(format!("ipset -exist add {deny} {prefix}"));
         }
-        for chain in Chain::BOTH {
+        let guard = options.guard.iter().flat_map(|_| Chain::HOST);
+        for chain in Chain::BOTH.into_iter().chain(guard) {
             for (family, program) in Family::BOTH.into_iter().zip(["iptables", "ip6tables"]) {
                 lines.push(format!("{program}-restore --noflush <<END"));
-                lines.extend(
-                    restore_script(chain, &chain.body(family, options.policy)).lines().map(str::to_owned),
-                );
+                lines.extend(restore_script(chain, &chain.body(family, options)).lines().map(str::to_owned));
                 lines.push("END".into());
                 for (at, jump) in chain.jumps(family, &options.internal_cidrs).iter().enumerate() {
                     let (table, parent, position) = (chain.table(), chain.parent(), at + 1);
@@ -94,7 +93,8 @@ impl Plan {
     /// Removing every trace.
     pub fn cleanup(options: &KernelOptions) -> Self {
         let mut lines = Vec::new();
-        for chain in Chain::BOTH {
+        let guard = options.guard.iter().flat_map(|_| Chain::HOST);
+        for chain in guard.chain(Chain::BOTH) {
             let (table, parent, name) = (chain.table(), chain.parent(), chain.name());
             for (family, program) in Family::BOTH.into_iter().zip(["iptables", "ip6tables"]) {
                 for jump in chain.jumps(family, &options.internal_cidrs) {

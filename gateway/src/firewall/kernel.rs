@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use allowlist::feed::CutCause;
 use allowlist::{Change, Element};
-use ipnet::IpNet;
 
 use super::chains::Chains;
 use super::conntrack::{FlowRoom, switch_on_accounting};
@@ -14,9 +13,8 @@ use super::cut::CutSink;
 use super::cutter::Cutter;
 use super::denial_log::LogStanding;
 use super::holding::Holding;
-use super::layout::{Family, KernelOptions, SourceOptions};
-use super::rules::{Chain, Mode, Policy};
-use super::sources::{Covering, SourceMeter, SourceWatch};
+use super::layout::{Family, KernelOptions};
+use super::rules::{Chain, Mode, Policy, closed_forward_body};
 use super::{DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair};
 
 /// Enforces elements in the network namespace of the thread that made it; every call has to come from a thread in
@@ -25,15 +23,12 @@ pub struct KernelFirewall {
     holding: Holding,
     chains: [Chains; 2],
     /// Each chain's rules as the kernel's tool prints them after we wrote them.
-    bodies: [[Option<Vec<String>>; 2]; 2],
-    policy: Policy,
-    internal_cidrs: Vec<IpNet>,
+    bodies: [[Option<Vec<String>>; 4]; 2],
+    options: KernelOptions,
     /// Cuts flows, once the firewall is up; never in an audit.
     cutter: Option<Cutter>,
     sink: Option<CutSink>,
     log: LogStanding,
-    source_options: SourceOptions,
-    sources: Option<SourceWatch>,
     /// Held while the sets change, until the cutter has its order.
     changing: Arc<Mutex<()>>,
     /// All flows are to be looked at when the sets hold what they should.
@@ -79,17 +74,17 @@ impl KernelFirewall {
     /// # Errors
     /// [`FirewallError::Missing`] when the kernel has no ipset or permission is missing.
     pub fn new(options: &KernelOptions) -> Result<Self, FirewallError> {
+        // An audit keeps nobody from anything.
+        let guard = options.guard.clone().filter(|_| options.policy.mode == Mode::Enforce);
+        let options = KernelOptions { guard, ..options.clone() };
         Ok(Self {
-            holding: Holding::new(options)?,
-            chains: chains(options),
+            holding: Holding::new(&options)?,
+            chains: chains(&options),
             bodies: Default::default(),
-            policy: options.policy,
-            internal_cidrs: options.internal_cidrs.clone(),
+            options,
             cutter: None,
             sink: None,
             log: LogStanding::default(),
-            source_options: options.sources,
-            sources: None,
             changing: Arc::default(),
             unswept: true,
         })
@@ -133,9 +128,9 @@ impl KernelFirewall {
                 different.push(format!("{place}: rules were not ours"));
                 // Nothing passes before NAT is known to hide the private source. When it does, the rules are exchanged
                 // in one step, and flows that both the old and the new ones let through feel nothing of it.
-                let closes = self.policy.mode == Mode::Enforce;
+                let closes = self.options.policy.mode == Mode::Enforce;
                 if closes && !(nat_is_right && self.chains[family].is_led_in()?) {
-                    let closed = Chain::Forward.closed_body(self.policy.mode);
+                    let closed = closed_forward_body(self.options.policy.mode);
                     self.chains[family].set_body(Chain::Forward, &closed)?;
                 } else if self.chains[family].body(Chain::Forward)?.is_none() {
                     self.write_body(family, Chain::Forward)?;
@@ -151,29 +146,65 @@ impl KernelFirewall {
                 self.write_body(family, Chain::Forward)?;
             }
         }
+        different.extend(self.establish_guard()?);
         Ok(different)
+    }
+
+    /// The chains that guard the machine itself, or none of them.
+    fn establish_guard(&mut self) -> Result<Vec<String>, FirewallError> {
+        let mut different = Vec::new();
+        if self.options.guard.is_none() {
+            return Ok(different);
+        }
+        for family in 0..self.chains.len() {
+            for chain in Chain::HOST {
+                if !self.body_is_right(family, chain)? {
+                    different.push(format!("{}: rules were not ours", self.chains[family].place(chain)));
+                    self.write_body(family, chain)?;
+                }
+                different.extend(self.chains[family].lead_in(chain)?);
+            }
+        }
+        Ok(different)
+    }
+
+    /// Takes away what guarded the machine before, when it is not to be guarded any more.
+    fn end_guard(&self) -> Result<(), FirewallError> {
+        if self.options.guard.is_some() {
+            return Ok(());
+        }
+        for chains in &self.chains {
+            for chain in Chain::HOST {
+                if let Some(reason) = chains.remove(chain).into_iter().next() {
+                    let action = format!("remove {}", chains.place(chain));
+                    return Err(FirewallError::Failed { action, reason });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn body_is_right(&self, family: usize, chain: Chain) -> Result<bool, FirewallError> {
         let present = self.chains[family].body(chain)?;
-        let wanted = chain.body(Family::BOTH[family], self.policy);
+        let wanted = chain.body(Family::BOTH[family], &self.options);
         let printed = self.bodies[family][chain as usize].as_ref();
         Ok(present.is_some_and(|present| present == wanted || printed == Some(&present)))
     }
 
     /// Remembers how this version of the tool prints the rules, since that differs between versions.
     fn write_body(&mut self, family: usize, chain: Chain) -> Result<(), FirewallError> {
-        let mut wanted = chain.body(Family::BOTH[family], self.policy);
+        let mut wanted = chain.body(Family::BOTH[family], &self.options);
         if let Err(error) = self.chains[family].set_body(chain, &wanted) {
-            let without_log = Policy { log_group: None, ..self.policy };
-            let body = chain.body(Family::BOTH[family], without_log);
+            let policy = Policy { log_group: None, ..self.options.policy };
+            let without_log = KernelOptions { policy, ..self.options.clone() };
+            let body = chain.body(Family::BOTH[family], &without_log);
             if body == wanted {
                 return Err(error);
             }
             // The log is for people, and goes before the rest does.
             self.chains[family].set_body(chain, &body)?;
             self.log.refuse(&error);
-            (self.policy, wanted) = (without_log, body);
+            (self.options, wanted) = (without_log, body);
         }
         let printed = self.chains[family].body(chain)?.filter(|printed| printed.len() == wanted.len());
         self.bodies[family][chain as usize] = printed;
@@ -187,10 +218,10 @@ impl KernelFirewall {
             return Ok(misfits);
         }
         tracing::warn!(sets = ?misfits, "sets of another kind give way to ours");
-        for chains in &self.chains {
-            for chain in Chain::BOTH {
+        for (chains, family) in self.chains.iter().zip(Family::BOTH) {
+            for chain in Chain::ALL {
                 if chains.body(chain)?.is_some() {
-                    chains.set_body(chain, &chain.closed_body(self.policy.mode))?;
+                    chains.set_body(chain, &chain.closed_body(family, &self.options))?;
                 }
             }
         }
@@ -202,12 +233,21 @@ impl KernelFirewall {
 
     /// Starts cutting flows, and counting them, unless nothing is to be blocked.
     fn start_cutter(&mut self) -> Result<(), FirewallError> {
-        if self.policy.mode == Mode::Audit || self.cutter.is_some() {
+        if self.options.policy.mode == Mode::Audit || self.cutter.is_some() {
             return Ok(());
         }
-        count_flows();
-        self.cutter =
-            Some(Cutter::start(self.internal_cidrs.clone(), self.sink.clone(), Arc::clone(&self.changing))?);
+        if let Err(error) = switch_on_accounting() {
+            tracing::warn!(
+                %error,
+                "the kernel does not count the bytes of flows, so that reports of cut flows lack them; run \
+                 `sysctl -w net.netfilter.nf_conntrack_acct=1`"
+            );
+        }
+        self.cutter = Some(Cutter::start(
+            self.options.internal_cidrs.clone(),
+            self.sink.clone(),
+            Arc::clone(&self.changing),
+        )?);
         Ok(())
     }
 
@@ -230,17 +270,6 @@ impl KernelFirewall {
     }
 }
 
-/// Has the kernel count the bytes of each flow.
-fn count_flows() {
-    if let Err(error) = switch_on_accounting() {
-        tracing::warn!(
-            %error,
-            "the kernel does not count the bytes of flows, so that reports of cut flows and of source hosts lack them; \
-             run `sysctl -w net.netfilter.nf_conntrack_acct=1`"
-        );
-    }
-}
-
 impl Firewall for KernelFirewall {
     fn install(&mut self) -> Result<BTreeSet<Element>, FirewallError> {
         for leftover in self.leftovers() {
@@ -251,6 +280,7 @@ impl Firewall for KernelFirewall {
         }
         // Before anything that can fail: after a boot the machine forwards already.
         Self::close_where_open(&self.chains)?;
+        self.end_guard()?;
         self.evict_misfits()?;
         self.holding.adopt()?;
         for difference in self.establish()? {
@@ -309,23 +339,7 @@ impl Firewall for KernelFirewall {
     }
 
     fn report_denials(&mut self, sink: DenialSink) {
-        self.log.report_to(self.policy.log_group, sink);
-    }
-
-    fn watch_sources(&mut self, covering: Covering) -> Result<Option<SourceMeter>, FirewallError> {
-        let SourceOptions { top, interval } = self.source_options;
-        if top == 0 {
-            return Ok(None);
-        }
-        count_flows();
-        let failed = |error: prometheus::Error| FirewallError::Failed {
-            action: "make the metrics of source hosts".into(),
-            reason: error.to_string(),
-        };
-        let meter = SourceMeter::new(top).map_err(failed)?;
-        let watch = SourceWatch::start(meter.clone(), self.internal_cidrs.clone(), interval, covering)?;
-        self.sources = Some(watch);
-        Ok(Some(meter))
+        self.log.report_to(self.options.policy.log_group, sink);
     }
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
@@ -364,12 +378,11 @@ impl Firewall for KernelFirewall {
     fn cleanup(&mut self) -> Result<(), FirewallError> {
         self.cutter = None;
         self.log = LogStanding::default();
-        self.sources = None;
         let mut errors = Vec::new();
         let others = Family::BOTH.into_iter().filter_map(Chains::leftovers);
         for chains in self.chains.iter().chain(&others.collect::<Vec<_>>()) {
             // NAT last: what still passes in between keeps its private source hidden.
-            for chain in Chain::BOTH {
+            for chain in Chain::ALL {
                 errors.extend(chains.remove(chain));
             }
         }

@@ -4,12 +4,13 @@
 //! members carry a port; `d` before the direction marks what drains.
 
 use std::fmt;
-use std::time::Duration;
 
 use allowlist::{Element, PortRange, Protocol};
 use ipnet::IpNet;
 
 use super::drain::DrainLimits;
+use super::egress::Egress;
+use super::host_guard::HostGuard;
 use super::rules::Policy;
 
 /// Members a set is made for unless more are wanted at once.
@@ -27,23 +28,10 @@ pub struct KernelOptions {
     pub drain: DrainLimits,
     /// What becomes of what is not listed.
     pub policy: Policy,
-    /// How source hosts are counted.
-    pub sources: SourceOptions,
-}
-
-/// How it is counted which source host moves how much.
-#[derive(Debug, Clone, Copy)]
-pub struct SourceOptions {
-    /// How many hosts have sums of their own; 0: nothing is counted.
-    pub top: usize,
-    /// Time between two readings of the kernel's flows; a long table is read less often.
-    pub interval: Duration,
-}
-
-impl Default for SourceOptions {
-    fn default() -> Self {
-        Self { top: 50, interval: Duration::from_secs(10) }
-    }
+    /// The way out.
+    pub egress: Egress,
+    /// Guards the machine itself, too; not in an audit.
+    pub guard: Option<HostGuard>,
 }
 
 impl Default for KernelOptions {
@@ -53,7 +41,8 @@ impl Default for KernelOptions {
             set_capacity: DEFAULT_SET_CAPACITY,
             drain: DrainLimits::default(),
             policy: Policy::default(),
-            sources: SourceOptions::default(),
+            egress: Egress::default(),
+            guard: None,
         }
     }
 }

@@ -16,7 +16,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::denial_log::{COPIED_BYTES, DEFAULT_LOG_GROUP, PREFIX};
-use super::layout::{CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, PAIRS, PairLayout, Scope};
+use super::egress::Egress;
+use super::layout::{CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, KernelOptions, PAIRS, PairLayout, Scope};
 
 /// Answers to denied packets, per second and at once, for each family.
 const REJECT_LIMIT: &str = "--limit 200/sec --limit-burst 400";
@@ -78,27 +79,40 @@ pub(super) const FORWARD_CHAIN: &str = "OG-FORWARD";
 /// Our chain in `nat`, reached from POSTROUTING.
 pub(super) const NAT_CHAIN: &str = "OG-NAT";
 
-/// One of the two chains we own.
+/// Our chains that guard the machine itself, reached from INPUT and OUTPUT.
+pub(super) const INPUT_CHAIN: &str = "OG-INPUT";
+/// See [`INPUT_CHAIN`].
+pub(super) const OUTPUT_CHAIN: &str = "OG-OUTPUT";
+
+/// One of the chains we own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Chain {
     Forward,
     Nat,
+    Input,
+    Output,
 }
 
 impl Chain {
     /// In the order of installing: the drop first.
     pub(super) const BOTH: [Self; 2] = [Self::Forward, Self::Nat];
+    /// Those that guard the machine itself.
+    pub(super) const HOST: [Self; 2] = [Self::Input, Self::Output];
+    /// All of them, in the order of removing.
+    pub(super) const ALL: [Self; 4] = [Self::Input, Self::Output, Self::Forward, Self::Nat];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Forward => FORWARD_CHAIN,
             Self::Nat => NAT_CHAIN,
+            Self::Input => INPUT_CHAIN,
+            Self::Output => OUTPUT_CHAIN,
         }
     }
 
     pub(super) const fn table(self) -> &'static str {
         match self {
-            Self::Forward => "filter",
+            Self::Forward | Self::Input | Self::Output => "filter",
             Self::Nat => "nat",
         }
     }
@@ -108,22 +122,30 @@ impl Chain {
         match self {
             Self::Forward => "FORWARD",
             Self::Nat => "POSTROUTING",
+            Self::Input => "INPUT",
+            Self::Output => "OUTPUT",
         }
     }
 
     /// The rules of the chain, each as `iptables -S` prints it after `-A <chain> `.
-    pub(super) fn body(self, family: Family, policy: Policy) -> Vec<String> {
-        match self {
-            Self::Forward => forward_body(family, policy),
-            Self::Nat => nat_body(family, policy.mode),
+    pub(super) fn body(self, family: Family, options: &KernelOptions) -> Vec<String> {
+        let KernelOptions { policy, egress, guard, .. } = options;
+        match (self, guard) {
+            (Self::Forward, _) => forward_body(family, *policy, egress),
+            (Self::Nat, _) => nat_body(family, policy.mode, egress),
+            (Self::Input, Some(guard)) => guard.input(family),
+            (Self::Output, Some(guard)) => guard.output(family, policy.deny),
+            (Self::Input | Self::Output, None) => Vec::new(),
         }
     }
 
     /// The rules of the chain while its sets are not usable: nothing passes, except where nothing is ever blocked.
-    pub(super) fn closed_body(self, mode: Mode) -> Vec<String> {
-        match (self, mode) {
-            (Self::Forward, Mode::Enforce) => vec!["-j DROP".into()],
-            (Self::Forward, Mode::Audit) | (Self::Nat, _) => Vec::new(),
+    pub(super) fn closed_body(self, family: Family, options: &KernelOptions) -> Vec<String> {
+        match (self, &options.guard) {
+            (Self::Forward, _) => closed_forward_body(options.policy.mode),
+            (Self::Input, Some(guard)) => guard.input(family),
+            (Self::Output, Some(guard)) => guard.closed_output(family),
+            _ => Vec::new(),
         }
     }
 
@@ -136,6 +158,7 @@ impl Chain {
                 // Replies have lost their NAT before FORWARD, hence they carry the client's address there.
                 Self::Forward => vec![format!("-s {cidr} -j {name}"), format!("-d {cidr} -j {name}")],
                 Self::Nat => vec![format!("-s {cidr} -j {name}")],
+                Self::Input | Self::Output => Vec::new(),
             })
             .collect();
         if jumps.is_empty() {
@@ -160,7 +183,16 @@ pub(super) fn restore_script(chain: Chain, body: &[String]) -> String {
     script
 }
 
-fn forward_body(family: Family, policy: Policy) -> Vec<String> {
+/// The rules of [`Chain::Forward`] while its sets are not usable.
+pub(super) fn closed_forward_body(mode: Mode) -> Vec<String> {
+    match mode {
+        Mode::Enforce => vec!["-j DROP".into()],
+        Mode::Audit => Vec::new(),
+    }
+}
+
+fn forward_body(family: Family, policy: Policy, egress: &Egress) -> Vec<String> {
+    let way_out = egress.out();
     let mut body = Vec::new();
     if policy.mode == Mode::Enforce {
         // Only looked up for what would begin a connection in its middle.
@@ -172,16 +204,18 @@ fn forward_body(family: Family, policy: Policy) -> Vec<String> {
     }
     for PairLayout { scope, out, .. } in in_front_first(&PAIRS, family) {
         let sides = sides(*scope, "dst");
-        body.push(format!("-m conntrack --ctdir ORIGINAL -m set --match-set {out} {sides} -j ACCEPT"));
+        body.push(format!(
+            "{way_out}-m conntrack --ctdir ORIGINAL -m set --match-set {out} {sides} -j ACCEPT"
+        ));
     }
-    body.extend(replies(&PAIRS, family));
+    body.extend(replies(&PAIRS, family, egress));
     for PairLayout { scope, out, .. } in in_front_first(&DRAIN_PAIRS, family) {
         let sides = sides(*scope, "dst");
         body.push(format!(
-            "-m conntrack --ctstate ESTABLISHED --ctdir ORIGINAL -m set --match-set {out} {sides} -j ACCEPT"
+            "{way_out}-m conntrack --ctstate ESTABLISHED --ctdir ORIGINAL -m set --match-set {out} {sides} -j ACCEPT"
         ));
     }
-    body.extend(replies(&DRAIN_PAIRS, family));
+    body.extend(replies(&DRAIN_PAIRS, family, egress));
     // Errors about a flow come from routers on the path, which no list names; without them path MTU discovery breaks.
     let (icmp, prohibited) = match family {
         Family::V4 => ("icmp", "icmp-admin-prohibited"),
@@ -224,16 +258,22 @@ fn log(mode: Mode, group: u16) -> Vec<String> {
     }
 }
 
-fn replies(pairs: &'static [PairLayout; 4], family: Family) -> impl Iterator<Item = String> {
-    in_front_first(pairs, family).map(|PairLayout { scope, back, .. }| {
+fn replies(
+    pairs: &'static [PairLayout; 4],
+    family: Family,
+    egress: &Egress,
+) -> impl Iterator<Item = String> + use<> {
+    let way_back = egress.back();
+    in_front_first(pairs, family).map(move |PairLayout { scope, back, .. }| {
         let sides = sides(*scope, "src");
         format!(
-            "-m conntrack --ctstate ESTABLISHED --ctdir REPLY -m set --match-set {back} {sides} -j ACCEPT"
+            "{way_back}-m conntrack --ctstate ESTABLISHED --ctdir REPLY -m set --match-set {back} {sides} -j ACCEPT"
         )
     })
 }
 
-fn nat_body(family: Family, mode: Mode) -> Vec<String> {
+fn nat_body(family: Family, mode: Mode, egress: &Egress) -> Vec<String> {
+    let (way_out, hide) = (egress.out(), egress.hide(family));
     let back = in_front_first(&PAIRS, family).map(|pair| (pair.scope, pair.back));
     let out = in_front_first(&PAIRS, family).map(|pair| (pair.scope, pair.out));
     let mut body: Vec<String> = back
@@ -241,7 +281,7 @@ fn nat_body(family: Family, mode: Mode) -> Vec<String> {
         .map(|(scope, set)| {
             let sides = sides(scope, "dst");
             format!(
-                "-m conntrack --ctdir ORIGINAL -m set --match-set {set} {sides} ! --update-counters -j MASQUERADE"
+                "{way_out}-m conntrack --ctdir ORIGINAL -m set --match-set {set} {sides} ! --update-counters -j {hide}"
             )
         })
         .collect();
@@ -253,20 +293,20 @@ fn nat_body(family: Family, mode: Mode) -> Vec<String> {
             Family::V6 => class::special_v6().into_iter().map(IpNet::from).collect(),
         };
         body.extend(special.iter().map(|range| format!("-d {range} -j RETURN")));
-        body.push("-m addrtype ! --src-type LOCAL -j MASQUERADE".into());
+        body.push(format!("{way_out}-m addrtype ! --src-type LOCAL -j {hide}"));
     }
     body
 }
 
 /// Port-scoped first, so that traffic of a narrow element is counted on it and not on a wide one beside it.
-fn in_front_first(
+pub(super) fn in_front_first(
     pairs: &'static [PairLayout; 4],
     family: Family,
 ) -> impl Iterator<Item = &'static PairLayout> {
     pairs.iter().rev().filter(move |pair| pair.family == family)
 }
 
-fn sides(scope: Scope, side: &str) -> String {
+pub(super) fn sides(scope: Scope, side: &str) -> String {
     match scope {
         Scope::Prefix => side.to_owned(),
         Scope::Port => format!("{side},{side}"),
@@ -276,15 +316,54 @@ fn sides(scope: Scope, side: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::firewall::HostGuard;
 
     const ENFORCE: Policy =
         Policy { mode: Mode::Enforce, deny: Deny::Reject, log_group: Some(DEFAULT_LOG_GROUP) };
+
+    fn with(policy: Policy) -> KernelOptions {
+        KernelOptions { policy, ..KernelOptions::default() }
+    }
+
+    #[test]
+    fn nothing_passes_or_is_hidden_but_through_the_interface_that_leads_out() {
+        let snat = vec!["203.0.114.7-203.0.114.9".parse().unwrap()];
+        let egress = Egress { interface: Some("eth1".parse().unwrap()), snat };
+        let options = KernelOptions { egress, ..with(ENFORCE) };
+        for family in Family::BOTH {
+            for rule in Chain::Forward.body(family, &options) {
+                let accepts_by_set = rule.contains("--match-set") && rule.ends_with("ACCEPT");
+                let way = if rule.contains("REPLY") { "-i eth1 " } else { "-o eth1 " };
+                assert_eq!(accepts_by_set, rule.starts_with(way), "{rule}");
+            }
+        }
+        assert!(Chain::Nat.body(Family::V4, &options).iter().all(|rule| {
+            rule.starts_with("-o eth1 ") && rule.ends_with("-j SNAT --to-source 203.0.114.7-203.0.114.9")
+        }));
+        assert!(Chain::Nat.body(Family::V6, &options).iter().all(|rule| rule.ends_with("-j MASQUERADE")));
+    }
+
+    #[test]
+    fn a_guarded_host_lets_nobody_in_but_answers_and_those_who_manage_it() {
+        let management = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        let options = KernelOptions { guard: Some(HostGuard { management }), ..with(ENFORCE) };
+        let input = Chain::Input.body(Family::V4, &options);
+        assert_eq!(input[2..], ["-s 10.0.0.0/8 -j RETURN", "-j DROP"]);
+        let output = Chain::Output.body(Family::V6, &options);
+        assert!(
+            output.contains(&"-d fd00::/8 -j RETURN".to_owned()) && output.last().unwrap().contains("REJECT")
+        );
+        let closed = Chain::Output.closed_body(Family::V6, &options);
+        assert!(
+            closed.iter().all(|rule| !rule.contains("--match-set")) && closed.last().unwrap() == "-j DROP"
+        );
+    }
 
     #[test]
     fn the_forward_chain_ends_in_the_drop_and_accepts_only_by_set_or_related_icmp() {
         for family in Family::BOTH {
             for deny in [Deny::Reject, Deny::Drop] {
-                let body = Chain::Forward.body(family, Policy { deny, ..ENFORCE });
+                let body = Chain::Forward.body(family, &with(Policy { deny, ..ENFORCE }));
                 assert_eq!(body.last().unwrap(), "-j DROP");
                 assert_eq!(body.iter().any(|rule| rule.contains("REJECT")), deny == Deny::Reject);
                 for rule in body.iter().filter(|rule| rule.ends_with("ACCEPT") && !rule.contains("RELATED")) {
@@ -300,7 +379,7 @@ mod tests {
     fn an_audit_blocks_nothing() {
         for family in Family::BOTH {
             let policy = Policy { mode: Mode::Audit, ..ENFORCE };
-            let rules = Chain::Forward.body(family, policy);
+            let rules = Chain::Forward.body(family, &with(policy));
             assert!(rules.iter().all(|rule| !rule.contains("DROP") && !rule.contains("REJECT")), "{rules:?}");
             assert_eq!(rules.last().unwrap(), "-j RETURN");
         }
@@ -311,7 +390,7 @@ mod tests {
         for family in Family::BOTH {
             for mode in [Mode::Enforce, Mode::Audit] {
                 let policy = |log_group| Policy { mode, deny: Deny::Reject, log_group };
-                let logs: Vec<_> = Chain::Forward.body(family, policy(Some(7)));
+                let logs: Vec<_> = Chain::Forward.body(family, &with(policy(Some(7))));
                 let logs: Vec<_> = logs.iter().filter(|rule| rule.contains("NFLOG")).collect();
                 assert!(!logs.is_empty());
                 for rule in logs {
@@ -319,7 +398,7 @@ mod tests {
                     // A full table drops packets, which an audit must not.
                     assert_eq!(rule.contains("hashlimit"), mode == Mode::Enforce, "{rule}");
                 }
-                let silent = Chain::Forward.body(family, policy(None));
+                let silent = Chain::Forward.body(family, &with(policy(None)));
                 assert!(!silent.iter().any(|rule| rule.contains("NFLOG") || rule.contains("hashlimit")));
             }
         }
@@ -327,7 +406,7 @@ mod tests {
 
     #[test]
     fn the_v4_scripts_are_exactly_these() {
-        let script = |chain: Chain| restore_script(chain, &chain.body(Family::V4, ENFORCE));
+        let script = |chain: Chain| restore_script(chain, &chain.body(Family::V4, &with(ENFORCE)));
         assert_eq!(script(Chain::Forward), include_str!("rules_forward.golden"));
         assert_eq!(script(Chain::Nat), include_str!("rules_nat.golden"));
     }

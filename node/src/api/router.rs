@@ -21,8 +21,8 @@ use utoipa_axum::routes;
 
 use super::problem::{self, Code, Problem};
 use super::{
-    AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, audit, backup, bulk, entries, fence, headers,
-    health, history, impact, members, metrics, receipts, recovery, session, status, tokens, traffic,
+    AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, audit, backup, bulk, denied, entries, fence,
+    headers, health, history, impact, members, metrics, receipts, recovery, session, status, tokens,
 };
 use crate::auth::caller::SESSION_COOKIE;
 use crate::{feed, web};
@@ -42,7 +42,7 @@ fn paths() -> OpenApiRouter<AppState> {
         .routes(routes!(backup::restore))
         .routes(routes!(status::get))
         .routes(routes!(receipts::cuts))
-        .routes(routes!(traffic::top))
+        .routes(routes!(denied::list))
         .routes(routes!(members::list, members::add))
         .routes(routes!(members::remove))
         .routes(routes!(members::step_down))

@@ -134,7 +134,7 @@ impl Cluster {
                 leadership,
                 complete,
                 gateways: Mutex::default(),
-                traffic: OnceLock::new(),
+                denied: OnceLock::new(),
                 retiring: CancellationToken::new(),
                 draining: CancellationToken::new(),
                 leave: CancellationToken::new(),

@@ -85,12 +85,8 @@ pub(super) async fn receive(
                 }
                 reporter.applied(&report, in_sync);
             }
-            Some(ToServer::Traffic(deltas)) => {
-                reporter.metrics().traffic(reporter.name(), &deltas);
-                reporter.book().elements(reporter.name(), &deltas);
-            }
-            Some(ToServer::Sources(deltas)) => reporter.book().sources(reporter.name(), &deltas),
-            Some(ToServer::Denied(flows)) => reporter.metrics().denied(reporter.name(), &flows),
+            Some(ToServer::Traffic(deltas)) => reporter.metrics().traffic(reporter.name(), &deltas),
+            Some(ToServer::Denied(flows)) => reporter.denied(&flows),
             Some(ToServer::Cut(report)) => reporter.cut(report),
             Some(ToServer::ResyncRequest { reason }) => {
                 let reason: String = reason.chars().take(MAX_TEXT_CHARS).collect();

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use allowlist::feed::{Applied, CutReport, GoawayReason, Hello};
+use allowlist::feed::{Applied, CutReport, DeniedFlow, GoawayReason, Hello};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Limits;
+use super::denied::DeniedLog;
 use super::metrics::FeedMetrics;
 use super::receipts::CutReceipts;
-use super::traffic::TrafficBook;
 use crate::cluster::GatewayStatus;
 
 /// Most gateway connections on one node, those that have not said hello included.
@@ -27,7 +27,7 @@ struct Shared {
     limits: Limits,
     metrics: FeedMetrics,
     receipts: CutReceipts,
-    traffic: TrafficBook,
+    denied: DeniedLog,
     places: Arc<Semaphore>,
     table: Mutex<Table>,
     /// Sessions ended so far; moves when one ends.
@@ -77,7 +77,7 @@ impl Sessions {
             limits,
             metrics: FeedMetrics::new()?,
             receipts: CutReceipts::default(),
-            traffic: TrafficBook::default(),
+            denied: DeniedLog::default(),
             places: Arc::new(Semaphore::new(MAX_SESSIONS)),
             table: Mutex::default(),
             ended: watch::Sender::new(0),
@@ -100,9 +100,9 @@ impl Sessions {
         &self.shared.receipts
     }
 
-    /// What gateways said of traffic.
-    pub fn traffic(&self) -> &TrafficBook {
-        &self.shared.traffic
+    /// What gateways said of packets they denied.
+    pub fn denied(&self) -> &DeniedLog {
+        &self.shared.denied
     }
 
     /// How each connected gateway stands, sorted by name.
@@ -231,6 +231,12 @@ impl Reporter {
         self.sessions.receipts().add(&self.name, report);
     }
 
+    /// Keeps what the gateway denied.
+    pub(super) fn denied(&self, flows: &[DeniedFlow]) {
+        self.sessions.metrics().denied(&self.name, flows);
+        self.sessions.denied().add(&self.name, flows, now_ms());
+    }
+
     /// The gateway's name.
     pub(super) fn name(&self) -> &str {
         &self.name
@@ -239,11 +245,6 @@ impl Reporter {
     /// What the feed counts.
     pub(super) fn metrics(&self) -> &FeedMetrics {
         self.sessions.metrics()
-    }
-
-    /// What gateways said of traffic.
-    pub(super) fn book(&self) -> &TrafficBook {
-        self.sessions.traffic()
     }
 
     /// Does nothing once another session took the name over.

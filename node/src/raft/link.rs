@@ -34,8 +34,10 @@ pub(crate) enum Purpose {
     Forward,
     /// Asking what a node can apply.
     Announce,
+    /// Asking what its gateways denied.
+    Denied,
 }
-const PURPOSES: usize = 5;
+const PURPOSES: usize = 6;
 
 /// Why a call brought no answer.
 #[derive(Debug, Clone, thiserror::Error)]

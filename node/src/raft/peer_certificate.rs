@@ -112,7 +112,7 @@ fn acts(request: &Request) -> bool {
         | Request::Room
         | Request::Process
         | Request::Features
-        | Request::Traffic { .. } => false,
+        | Request::Denied(_) => false,
     }
 }
 

@@ -409,9 +409,6 @@ impl Cluster {
             Request::Join { id, node, pristine } => {
                 self.join_here(id, node, pristine).await.map(|()| Response::Joined)
             }
-            Request::Traffic { window, gateway } => {
-                Ok(Response::Traffic(self.traffic_here(window, gateway.as_deref())))
-            }
             Request::Room => Ok(Response::Room(self.has_room_to_spare())),
             Request::Process => Ok(Response::Process { id: self.id(), process: self.process() }),
             Request::Misses { vote } => Ok(succession::answer(self, vote).await),
@@ -425,6 +422,7 @@ impl Cluster {
                 self.change_here(change, &origin, timeout_ms).await.map(Response::Changed)
             }
             Request::Features => Ok(Response::Features(self.supported_features())),
+            Request::Denied(query) => self.denied_here(&query).map(Response::Denied),
             Request::Members => self.members_here().await.map(Response::Members),
             Request::Leaving => {
                 self.leaving().finish().await;

@@ -1,5 +1,5 @@
 // Calls of /api/v1. The session is a cookie the page cannot read; every error is a `Problem`.
-import type { Entry, EntryPage, NewEntry, Session, Status, TopTraffic, TrafficBy } from "./types";
+import type { DeniedPage, Entry, EntryPage, NewEntry, Session, Status } from "./types";
 
 const TIMEOUT_MS = 15_000;
 
@@ -33,10 +33,13 @@ export const entries = {
   remove: (id: string) => call<void>("DELETE", `/entries/${encodeURIComponent(id)}`),
 };
 
-export const status = () => call<Status>("GET", "/status");
+export const denied = (source: string, limit: number) => {
+  const parameters = new URLSearchParams({ limit: String(limit) });
+  if (source) parameters.set("source", source);
+  return call<DeniedPage>("GET", `/denied?${parameters}`);
+};
 
-export const topTraffic = (by: TrafficBy, window: string) =>
-  call<TopTraffic>("GET", `/traffic/top?${new URLSearchParams({ by, window })}`);
+export const status = () => call<Status>("GET", "/status");
 
 async function call<T>(method: string, path: string, body?: unknown): Promise<T> {
   let response: Response;

@@ -80,28 +80,31 @@ export interface Status {
   gateways: Gateway[];
 }
 
-export type TrafficBy = "source" | "entry";
-
-export interface TrafficMoved {
-  packets_out: number;
-  bytes_out: number;
-  packets_in: number;
-  bytes_in: number;
+export interface EntryBeside {
+  id: string;
+  target: string;
+  ports: string[];
 }
 
-export interface TrafficRow extends TrafficMoved {
-  name: string | null;
-  entry: string | null;
-  gateways: string[];
-  with: { name: string | null; entry: string | null; bytes: number }[];
+export interface Denied {
+  gateway: string;
+  source: string | null;
+  destination: string | null;
+  protocol: string;
+  port: number | null;
+  packets: number;
+  first_seen: string;
+  last_seen: string;
+  listed: boolean;
+  entries: EntryBeside[];
+  other_ports: EntryBeside[];
 }
 
-export interface TopTraffic {
-  by: TrafficBy;
-  window_minutes: number | null;
-  rows: TrafficRow[];
-  total: TrafficMoved;
-  silent_nodes: string[];
+export interface DeniedPage {
+  denied: Denied[];
+  next_cursor: string | null;
+  complete: boolean;
+  nodes: { name: string; answered: boolean }[];
 }
 
 export interface Session {

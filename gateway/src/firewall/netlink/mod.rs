@@ -1,9 +1,8 @@
 //! Messages to and from the kernel's netfilter subsystems: [`attribute`] writes and reads what they are made of,
-//! [`socket`] carries them, [`answer`] parts what comes back, [`listener`] hears what the kernel tells unasked.
+//! [`socket`] carries them, [`answer`] parts what comes back.
 
 pub(super) mod answer;
 pub(super) mod attribute;
-pub(super) mod listener;
 pub(super) mod socket;
 
 /// `nlmsghdr`.

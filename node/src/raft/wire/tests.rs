@@ -4,7 +4,7 @@ use openraft::Vote as RaftVote;
 use openraft::vote::RaftLeaderId as _;
 
 use super::*;
-use crate::feed::traffic::{ElementLine, Moved, SourceLine};
+use crate::feed::denied::{DeniedKey, DeniedRow};
 use crate::raft::change::{MemberChange, RefusalKind};
 
 fn log_id(index: u64) -> LogId {
@@ -27,17 +27,15 @@ fn entry(index: u64, comment: usize) -> Entry {
     }
 }
 
-fn traffic() -> TrafficSums {
-    let source = SourceLine { gateway: "gw".into(), source: Some([10, 0, 0, 1].into()), element: None };
-    let element = ElementLine { gateway: "gw".into(), element: None };
-    let moved = |numbers: [u64; 4]| {
-        let [packets_out, bytes_out, packets_in, bytes_in] = numbers;
-        Moved { packets_out, bytes_out, packets_in, bytes_in }
+fn denied_row() -> DeniedRow {
+    let key = DeniedKey {
+        gateway: "g".to_owned(),
+        source: "10.0.0.7".parse().unwrap(),
+        destination: "9.9.9.9".parse().unwrap(),
+        protocol: 6,
+        port: 443,
     };
-    TrafficSums {
-        sources: vec![(source, moved([1, 2, 3, 4]))],
-        elements: vec![(element, moved([4, 3, 2, 1]))],
-    }
+    DeniedRow { key, packets: 3, first_ms: 7, last_ms: 9 }
 }
 
 fn request(entries: Vec<Entry>) -> AppendEntriesRequest<TypeConfig> {
@@ -210,17 +208,28 @@ fn the_bytes_of_version_1_are_frozen() {
             "0101050106020101 0178",
         ),
         (
-            encode(&envelope(Request::Traffic {
-                window: Window::Minutes(10),
-                gateway: Some("gw".to_owned()),
-            }))
+            encode(&envelope(Request::Denied(DeniedQuery {
+                gateway: Some("g".to_owned()),
+                source: Some("10.0.0.0/8".parse().unwrap()),
+                destinations: Some(vec!["9.9.9.9/32".parse().unwrap()]),
+                since_ms: 300,
+                behind: Some(denied_row().place()),
+                limit: 2,
+            })))
             .unwrap()
             .to_vec(),
-            "010701100000000000000000000000000000000102010317000a01026777",
+            "010701100000000000000000000000000000000102010317\
+             010167 0100 0a000000 08 0101 00 09090909 20 fb2c01\
+             01 09 0167 00 0a000007 00 09090909 06 fbbb01 02",
         ),
         (
-            encode(&Answer { sequence: 1, response: Response::Traffic(traffic()) }).unwrap().to_vec(),
-            "01011301026777 01000a000001 00 01020304 01026777 00 04030201",
+            encode(&Answer {
+                sequence: 1,
+                response: Response::Denied(DeniedPage { rows: vec![denied_row()], more: true }),
+            })
+            .unwrap()
+            .to_vec(),
+            "01011301 0167 00 0a000007 00 09090909 06 fbbb01 030709 01",
         ),
     ];
     for (bytes, frozen) in cases {
