@@ -157,6 +157,9 @@ pub(crate) struct Add {
     /// When it ends by itself: `90m`, `12h`, `30d`, `2w`, or a time such as `2030-01-31T18:00:00Z`.
     #[arg(long)]
     pub(crate) expires: Option<Ends>,
+    /// Return when every gateway with a session holds it, and say so.
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 /// How a list is written.

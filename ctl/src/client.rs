@@ -90,7 +90,7 @@ impl Client {
             "protected": add.protected,
             "expires_at": add.expires.as_ref().map(|ends| ends.text(OffsetDateTime::now_utc())).transpose()?,
         });
-        self.post("/entries", &body).await
+        self.post(if add.wait { "/entries?wait=applied" } else { "/entries" }, &body).await
     }
 
     /// All pages of the list.

@@ -51,7 +51,11 @@ async fn run(mut args: Args) -> anyhow::Result<()> {
     let client = Client::new(&args.connection)?;
     let output = args.output;
     match args.command {
-        Command::Add(add) => print::entries(output, &[client.add(&add).await?]),
+        Command::Add(add) => {
+            let added = client.add(&add).await?;
+            print::entries(output, std::slice::from_ref(&added));
+            print::receipt(output, &added);
+        }
         Command::List { query } => print::entries(output, &client.list(query.as_deref()).await?),
         Command::Get { id } => print::entries(output, &[client.get(&format!("/entries/{id}")).await?]),
         Command::Protect { id } => {

@@ -57,6 +57,32 @@ pub(crate) fn entries(output: Output, entries: &[Value]) {
     table(&["ID", "TARGET", "PORTS", "PROTECTED", "ENDS", "STATE", "ADDRESSES", "COMMENT"], rows.collect());
 }
 
+/// How far a change came, when that was waited for.
+pub(crate) fn receipt(output: Output, answer: &Value) {
+    let Some(receipt) = answer.get("receipt").filter(|_| output == Output::Table) else { return };
+    let gateways: Vec<&Value> =
+        receipt.get("gateways").and_then(Value::as_array).into_iter().flatten().collect();
+    let (hold, lack): (Vec<&Value>, Vec<&Value>) =
+        gateways.iter().partition(|gateway| gateway.get("applied") == Some(&Value::Bool(true)));
+    let ms = text(receipt.get("waited_ms"));
+    match receipt.get("resolved") {
+        Some(Value::Bool(false)) => println!("not live yet: DNS has not answered after {ms} ms"),
+        _ if gateways.is_empty() => println!("not live: no gateway has a session"),
+        _ if lack.is_empty() => {
+            println!("live on {} of {} gateways after {ms} ms", hold.len(), gateways.len())
+        }
+        _ => {
+            let names: Vec<_> = lack.iter().map(|gateway| text(gateway.get("name"))).collect();
+            println!(
+                "live on {} of {} gateways after {ms} ms; not yet on {}",
+                hold.len(),
+                gateways.len(),
+                names.join(", ")
+            );
+        }
+    }
+}
+
 /// What a removal would do.
 pub(crate) fn impact(output: Output, impact: &Value) {
     if output == Output::Json {

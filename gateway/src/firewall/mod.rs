@@ -9,7 +9,9 @@
 //! members make an element; [`rules`] is the text of our chains, [`chains`] puts it into the kernel; [`ipset`] speaks
 //! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts, of which [`carried`] outlives the process;
 //! [`holding`] moves elements between what passes and what drains ([`drain`]); [`cutter`] takes flows out of [`conntrack`]
-//! and reports them ([`cut`]); [`denied`] counts what did not pass, [`denial_log`] says who it was; [`kernel`] joins all of that into the real driver, [`dry_run`] prints the same as a plan, [`fake`] records calls for tests of what stands above.
+//! and reports them ([`cut`]); [`egress`] is the way out, [`host_guard`] the rules for the machine itself; [`denied`] counts what did not pass,
+//! [`denial_log`] says who it was; [`kernel`] joins all of that into the real driver, [`dry_run`] prints the same as a plan,
+//! [`fake`] records calls for tests of what stands above.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

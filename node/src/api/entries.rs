@@ -21,6 +21,7 @@ use super::once::{IdempotencyKey, Keyed, KeyedBody};
 use super::problem::{Code, Problem, ProblemBody};
 use super::revision::{Consistency, ReadParams, Tagged};
 use super::search::Search;
+use super::wait::{Receipt, WaitFor, WaitParams};
 use super::{AppState, expiry, impact, paging};
 use crate::auth::{EntryEditor, Viewer};
 
@@ -91,6 +92,17 @@ pub(super) struct AddEntry {
     pub(super) expires_at: Option<String>,
 }
 
+/// An entry that was added, or was there.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AddedEntry)]
+pub(super) struct Added {
+    #[serde(flatten)]
+    entry: EntryView,
+    /// How far it came, when that was waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<Receipt>,
+}
+
 /// What to change; what is left out stays.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -142,9 +154,10 @@ pub(super) async fn list(
 }
 
 /// Adds an entry, or returns the one with the same target and ports
-#[utoipa::path(post, path = "/api/v1/entries", tag = "entries", request_body = AddEntry, params(IdempotencyKey), responses(
-    (status = 201, body = EntryView, description = "Added"),
-    (status = 200, body = EntryView, description = "It was there: same target and ports"),
+#[utoipa::path(post, path = "/api/v1/entries", tag = "entries", request_body = AddEntry,
+    params(WaitParams, IdempotencyKey), responses(
+    (status = 201, body = Added, description = "Added"),
+    (status = 200, body = Added, description = "It was there: same target and ports"),
     (status = 403, body = ProblemBody, content_type = "application/problem+json"),
     (status = 422, body = ProblemBody, content_type = "application/problem+json"),
     (status = 503, body = ProblemBody, content_type = "application/problem+json"),
@@ -152,15 +165,21 @@ pub(super) async fn list(
 pub(super) async fn add(
     State(app): State<AppState>,
     EntryEditor(caller): EntryEditor,
+    Params(wait): Params<WaitParams>,
     KeyedBody(asked, once): KeyedBody<AddEntry>,
 ) -> Result<Response, Problem> {
+    let wait = wait.check()?;
     let new = asked.check()?;
     let written = app.write(&caller, once, Command::AddEntry(new.clone())).await?;
     let Reply::Added { id, created } = written.reply else {
         return Err(Problem::new(Code::Internal, "adding was answered with something else"));
     };
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-    let view = match app.view(id) {
+    let receipt = match wait {
+        Some(wait) => Some(app.receipt(wait, written.revision, Some(id)).await),
+        None => None,
+    };
+    let entry = match app.view(id) {
         Ok(view) => view,
         // The answer to a request that is repeated after the entry went is what it was: the entry that was made.
         Err(_) if written.replayed && created => {
@@ -169,7 +188,7 @@ pub(super) async fn add(
         }
         Err(gone) => return Err(gone.replayed(written.replayed)),
     };
-    Ok(written.answer((status, Json(view))))
+    Ok(written.answer((status, Json(Added { entry, receipt }))))
 }
 
 /// Returns an entry
@@ -219,12 +238,25 @@ pub(super) struct RemoveParams {
     /// `true` only shows what the removal would do.
     #[param(required = false)]
     dry_run: bool,
+    /// `applied`: answer when every gateway with a session holds the removal in its kernel, with a receipt.
+    #[param(inline, required = false)]
+    wait: Option<WaitFor>,
+    /// At most so many seconds, 1 to 8; 5 when left out.
+    #[param(required = false, minimum = 1, maximum = 8)]
+    wait_s: Option<u64>,
+}
+
+/// What a removal is answered with when it was waited for.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RemovedEntry)]
+pub(super) struct Removed {
+    receipt: Receipt,
 }
 
 /// Removes an entry; flows that only it allowed are cut
 #[utoipa::path(delete, path = "/api/v1/entries/{id}", tag = "entries",
     params(("id" = String, Path, description = "The entry's id"), RemoveParams, IdempotencyKey), responses(
-    (status = 200, body = impact::Impact, description = "What it would do (`dry_run=true`)"),
+    (status = 200, body = impact::Impact, description = "What it would do (`dry_run=true`); with `wait` a RemovedEntry"),
     (status = 204, description = "Removed"),
     (status = 404, body = ProblemBody, content_type = "application/problem+json"),
     (status = 409, body = ProblemBody, content_type = "application/problem+json", description = "It is protected")))]
@@ -240,8 +272,11 @@ pub(super) async fn remove(
         let state = app.read(Consistency::default()).await?;
         return Ok(Json(impact::of(&state, id)?).into_response());
     }
+    let wait = WaitParams { wait: params.wait, wait_s: params.wait_s }.check()?;
     let written = app.write(&caller, once, Command::RemoveEntry { id }).await?;
-    Ok(written.answer(StatusCode::NO_CONTENT))
+    let Some(wait) = wait else { return Ok(written.answer(StatusCode::NO_CONTENT)) };
+    let receipt = app.receipt(wait, written.revision, None).await;
+    Ok(written.answer(Json(Removed { receipt })))
 }
 
 impl AppState {

@@ -59,6 +59,7 @@ mod search;
 mod session;
 mod status;
 mod tokens;
+mod wait;
 
 pub use router::{openapi, router};
 

@@ -148,8 +148,15 @@ pub(super) async fn get(
     Ok(respond_tagged(status.revision, &tag, &headers, Json(status)))
 }
 
-/// One line for each gateway: what this node knows now, and what the others said; the newest session counts.
 fn gateways(members: &[MemberStatus], here: Vec<GatewayStatus>) -> Vec<GatewayView> {
+    newest_gateways(members, here).into_values().map(GatewayView::from).collect()
+}
+
+/// Each gateway by name: what this node knows now, and what the others said; the newest session counts.
+pub(super) fn newest_gateways(
+    members: &[MemberStatus],
+    here: Vec<GatewayStatus>,
+) -> BTreeMap<String, GatewayStatus> {
     let mut newest: BTreeMap<String, GatewayStatus> = BTreeMap::new();
     let elsewhere =
         members.iter().filter_map(|member| member.status.as_ref()).flat_map(|status| &status.gateways);
@@ -161,7 +168,7 @@ fn gateways(members: &[MemberStatus], here: Vec<GatewayStatus>) -> Vec<GatewayVi
             }
         }
     }
-    newest.into_values().map(GatewayView::from).collect()
+    newest
 }
 
 impl From<MemberStatus> for NodeView {

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 
+use crate::gateway::Gateway;
 use crate::harness::{Server, eventually, problem};
 
 fn after(wait: Duration) -> String {
@@ -109,4 +110,53 @@ async fn the_impact_of_a_removal_is_shown_and_nothing_is_changed() {
     let removed = server.request(Method::DELETE, &path).send().await.unwrap();
     assert_eq!(removed.status(), StatusCode::NO_CONTENT);
     problem(server.get(&format!("{path}/impact")).await, 404, "not_found").await;
+}
+
+#[tokio::test]
+async fn an_answer_waits_until_every_gateway_holds_the_change_and_says_who_does_not() {
+    let server = Server::start().await;
+    let token = server.token("gw", raft_store::command::Role::Gateway).await;
+    let mut quick = Gateway::connect(&server, &token, "gw-quick").await;
+    let mut slow = Gateway::connect(&server, &token, "gw-slow").await;
+    let post = async |query: &str, target: &str| -> Value {
+        let path = format!("/api/v1/entries?{query}");
+        server.post(&path, &json!({"target": target})).await.json().await.unwrap()
+    };
+    let follow = async |gateway: &mut Gateway, revision: u64| {
+        gateway.beat_at(revision).await;
+        gateway.report_applied(gateway.digest()).await;
+    };
+    let next = server.cluster.reader().state().revision() + 1;
+    let (added, (), ()) =
+        tokio::join!(post("wait=applied", "9.9.9.9"), follow(&mut quick, next), follow(&mut slow, next));
+    let receipt = &added["receipt"];
+    assert_eq!((&receipt["applied"], &receipt["revision"]), (&json!(true), &json!(next)), "{added}");
+    assert_eq!(receipt["gateways"].as_array().unwrap().len(), 2);
+    assert_eq!(receipt["resolved"], Value::Null);
+
+    let (added, ()) = tokio::join!(post("wait=applied&wait_s=1", "8.8.8.8"), follow(&mut quick, next + 1));
+    let receipt = &added["receipt"];
+    assert_eq!(receipt["applied"], false, "{added}");
+    let held: Vec<_> =
+        receipt["gateways"].as_array().unwrap().iter().map(|one| one["applied"] == true).collect();
+    assert_eq!(held, [true, false], "{added}");
+
+    // A name nobody has asked DNS for: the time is up, and the answer says so.
+    let added = post("wait=resolved&wait_s=1", "a.example.com").await;
+    assert_eq!((&added["receipt"]["resolved"], &added["receipt"]["applied"]), (&json!(false), &Value::Null));
+    let (added, ()) = tokio::join!(post("wait=resolved", "b.example.com"), async {
+        eventually("it is added", async || server.cluster.reader().state().resolutions().len() == 2).await;
+        resolve(&server, "b.example.com", &["1.1.1.1"], &[]).await;
+    });
+    assert_eq!(added["receipt"]["resolved"], true, "{added}");
+    assert_eq!(added["resolution"]["state"], "ok");
+    let path = format!("/api/v1/entries/{}", added["id"].as_str().unwrap());
+    let next = server.cluster.reader().state().revision() + 1;
+    let remove = server.request(Method::DELETE, &format!("{path}?wait=applied")).send();
+    let (removed, (), ()) = tokio::join!(remove, follow(&mut quick, next), follow(&mut slow, next));
+    assert_eq!(removed.unwrap().json::<Value>().await.unwrap()["receipt"]["applied"], true);
+    for query in ["wait_s=1", "wait=applied&wait_s=9", "wait=never"] {
+        let refused = server.post(&format!("/api/v1/entries?{query}"), &json!({"target": "1.1.1.1"})).await;
+        problem(refused, 400, "invalid_query").await;
+    }
 }
