@@ -94,6 +94,21 @@ try {
     await row("93.184.216.34").getByText("protected").waitFor();
     assert.equal(await page.getByRole("button", { name: "Remove 93.184.216.34" }).count(), 0);
   });
+  await step("an entry can be given an end, which is shown", async () => {
+    await page.getByLabel("Ends").selectOption("ends in a week");
+    await add(page, "93.184.216.36", "", "for a week");
+    await row("93.184.216.36").getByTestId("ends").waitFor();
+    assert.equal(await page.getByLabel("Ends").inputValue(), "");
+  });
+  await step("a removal says what stays open because of others", async () => {
+    await add(page, "93.184.216.0/24", "", "");
+    await row("93.184.216.0/24").waitFor();
+    let said = "";
+    page.once("dialog", (dialog) => (said = dialog.message()));
+    await page.getByRole("button", { name: "Remove 93.184.216.36" }).click();
+    await until("its row is gone", async () => (await row("93.184.216.36").count()) === 0);
+    assert.match(said, /0 of its 1 .* stay open because of 93\.184\.216\.0\/24/);
+  });
   await step("a removed entry disappears", async () => {
     await page.getByRole("button", { name: "Remove api.example.test" }).click();
     await until("its row is gone", async () => (await row("api.example.test").count()) === 0);

@@ -1,5 +1,5 @@
 // Calls of /api/v1. The session is a cookie the page cannot read; every error is a `Problem`.
-import type { DeniedPage, Entry, EntryPage, NewEntry, Session, Status } from "./types";
+import type { DeniedPage, Entry, EntryPage, Impact, NewEntry, Session, Status } from "./types";
 
 const TIMEOUT_MS = 15_000;
 
@@ -30,6 +30,7 @@ export const entries = {
   },
   add: (entry: NewEntry) => call<Entry>("POST", "/entries", entry),
   protect: (id: string) => call<Entry>("PATCH", `/entries/${encodeURIComponent(id)}`, { protected: true }),
+  impact: (id: string) => call<Impact>("GET", `/entries/${encodeURIComponent(id)}/impact`),
   remove: (id: string) => call<void>("DELETE", `/entries/${encodeURIComponent(id)}`),
 };
 

@@ -36,6 +36,16 @@ export interface NewEntry {
   ports: string[];
   comment: string;
   protected: boolean;
+  /** RFC 3339; left out or null for never. */
+  expires_at?: string | null;
+}
+
+/** What removing an entry would do. */
+export interface Impact {
+  removed_count: number;
+  drained_count: number;
+  kept: { element: string; because_of: { id: string; target: string }[] }[];
+  kept_count: number;
 }
 
 export interface EntryPage {
