@@ -14,8 +14,10 @@ MINUTES ?= 10
 SEEDS ?= 3000
 # Of the chaos run that is a part of the tests: the same faults every time.
 TEST_SEED := 20260724
+# Of the fuzzing that is a part of the tests.
+TEST_FUZZ_SECONDS := 16
 
-.PHONY: build server gateway router ctl web binaries demo chaos simulate test verify fix clean help
+.PHONY: build server gateway router ctl web binaries demo chaos simulate test verify fix clean help fuzz packages-fuzz
 .PHONY: packages-demo packages-chaos packages-test
 .PHONY: bench-raft bench-failover bench-dataplane bench-apply bench-propagation bench-binaries
 
@@ -73,6 +75,8 @@ chaos: packages-chaos binaries
 test: packages-test binaries
 	scripts/install-cargo-tool cargo-nextest
 	cargo nextest run --workspace
+	scripts/fuzz-check
+	OUTPUTGUARD_FUZZ_SEED=$(TEST_SEED) scripts/fuzz $(TEST_FUZZ_SECONDS)
 	$(RUN_DIR)/outputguard-lab chaos --minutes 2 --seed $(TEST_SEED)
 	tests/deploy/check
 	tests/web/check
@@ -85,6 +89,13 @@ simulate:
 ## power-cuts: IMAGES images of the log as power cuts leave it, each opened and compared with what was acknowledged
 power-cuts:
 	OUTPUTGUARD_POWER_CUTS=$(or $(IMAGES),20000) cargo test -p raft-store --lib -- --nocapture a_power_cut_at_any_moment
+
+packages-fuzz:
+	scripts/install-packages fuzz
+
+## fuzz: MINUTES=10 of fuzzing what reads frames, the kernel's answers, iptables and state files; TARGET=name for one of them
+fuzz: packages-fuzz
+	scripts/fuzz $$(( $(MINUTES) * 60 )) $(TARGET)
 
 bench-binaries: web
 	scripts/install-packages bench
@@ -115,7 +126,7 @@ bench-propagation: bench-binaries
 ## verify: formatting, lints, docs, dependencies, web types; writes nothing
 verify:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --features fuzz/libfuzzer -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 	scripts/install-cargo-tool cargo-deny
 	cargo deny --log-level error check licenses bans sources

@@ -12,6 +12,9 @@ pub mod config;
 pub mod enforce;
 pub mod feed;
 pub mod firewall;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod held;
 pub mod metrics;
 pub mod run;

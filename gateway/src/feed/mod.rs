@@ -1,9 +1,10 @@
 //! The feed's client: one session with one of the servers, moved when it is lost.
 //!
 //! [`session`] are the rules and [`nodes`] the choice of a node, both without I/O; `connect` opens a link and `pump`
-//! runs a session over it; [`status`] says how it stands.
+//! runs a session over it within `deadlines`; [`status`] says how it stands.
 
 mod connect;
+mod deadlines;
 pub mod nodes;
 mod pump;
 pub mod session;
@@ -36,6 +37,8 @@ pub const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Time for the next part of a snapshot.
 pub const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a whole snapshot or a whole change in parts. A million entries are 40 MB: at 1 Mbit/s they take five minutes.
+pub const WHOLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Time to say goodbye.
 pub const FAREWELL_LIMIT: Duration = Duration::from_millis(500);
 
@@ -48,6 +51,8 @@ pub struct Timings {
     pub connect: Duration,
     /// No part of an awaited snapshot for this long: move on, whatever else comes.
     pub snapshot: Duration,
+    /// Parts come, but the whole did not for this long: move on.
+    pub whole: Duration,
     /// Limit of closing.
     pub farewell: Duration,
     /// Between traffic reports.
@@ -62,6 +67,7 @@ impl Default for Timings {
             silence: Duration::from_millis(HEARTBEAT_INTERVAL_MS) * MISSED_HEARTBEATS_BEFORE_MOVE,
             connect: CONNECT_LIMIT,
             snapshot: SNAPSHOT_TIMEOUT,
+            whole: WHOLE_TIMEOUT,
             farewell: FAREWELL_LIMIT,
             traffic: TRAFFIC_INTERVAL,
             denials: DENIAL_INTERVAL,

@@ -200,6 +200,34 @@ mod tests {
     }
 
     #[test]
+    fn nodes_that_accept_and_close_at_once_are_asked_at_a_bounded_rate_and_in_turn() {
+        let (nodes, start, mut dice) = (nodes(2), Instant::now(), StdRng::seed_from_u64(7));
+        let (mut rotation, mut now) = (Rotation::new(start), start);
+        let (mut tries, mut waits) = (Vec::new(), BTreeSet::new());
+        while tries.len() < 50 {
+            match rotation.next(&nodes, now, &mut dice) {
+                Next::Try(node) => {
+                    let verdict = Verdict::Lost { after: Duration::from_millis(3) };
+                    rotation.report(&node, verdict, now, &mut dice);
+                    tries.push((node, now));
+                }
+                Next::Wait(until) => {
+                    waits.insert(until - now);
+                    now = until;
+                }
+            }
+        }
+        assert!(tries.windows(2).all(|two| two[0].0 != two[1].0), "the other node has its turn");
+        let within = |window: Duration, from: Instant| {
+            tries.iter().filter(|(_, at)| (from..from + window).contains(at)).count()
+        };
+        assert!(tries.iter().skip(10).all(|(_, from)| within(BACKOFF_MAX, *from) <= 20), "never hot");
+        assert!(now - start >= BACKOFF_MAX * 10, "{:?} for 50 tries", now - start);
+        assert!(waits.len() > 40, "each wait is another, so that gateways do not come all at once");
+        assert!(rotation.held_off.is_empty(), "nothing is kept of them");
+    }
+
+    #[test]
     fn a_stable_session_forgives_former_failures() {
         let (nodes, now, mut dice) = (nodes(2), Instant::now(), StdRng::seed_from_u64(3));
         let mut rotation = Rotation::new(now);

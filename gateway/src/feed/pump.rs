@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::connect::FeedStream;
+use super::deadlines::Deadlines;
 use super::nodes::{Node, Verdict};
 use super::session::{Ending, Session, Step};
 use super::status::{LinkState, StatusBoard};
@@ -38,6 +39,8 @@ pub(super) enum SessionEnd {
     Silence(u128),
     #[error("no part of the snapshot for {0} ms")]
     SnapshotLate(u128),
+    #[error("a snapshot or change in parts was not whole after {0} ms")]
+    NeverWhole(u128),
     #[error("the node did not take our frames for {0} ms")]
     Stuck(u128),
     #[error("the link was lost: {0}")]
@@ -57,6 +60,7 @@ impl SessionEnd {
             Self::Frame(_) => "bad_frame",
             Self::Silence(_) => "silence",
             Self::SnapshotLate(_) => "snapshot_late",
+            Self::NeverWhole(_) => "never_whole",
             Self::Stuck(_) => "stuck",
             Self::Lost(_) => "lost",
             Self::Stopping => "stopping",
@@ -81,7 +85,9 @@ impl SessionEnd {
             Self::Frame(CodecError::TooLarge(_)) => CloseCode::Size,
             Self::Rules(Ending::Protocol(_)) | Self::Frame(_) => CloseCode::Protocol,
             Self::Text => CloseCode::Unsupported,
-            Self::Stopping | Self::Silence(_) | Self::SnapshotLate(_) => CloseCode::Away,
+            Self::Stopping | Self::Silence(_) | Self::SnapshotLate(_) | Self::NeverWhole(_) => {
+                CloseCode::Away
+            }
             Self::Rules(_) => CloseCode::Normal,
         };
         let mut reason = self.to_string();
@@ -134,8 +140,7 @@ impl Pump<'_> {
         self.send(feed, hello).await?;
         // Counting goes on beside the session: the kernel may be busy for longer than a server waits for us.
         let mut counting = std::pin::pin!(Fuse::terminated());
-        let mut silence_at = start + self.timings.silence;
-        let mut snapshot_due: Option<tokio::time::Instant> = None;
+        let mut deadlines = Deadlines::begin(self.timings, start);
         let mut greeted = false;
         loop {
             tokio::select! {
@@ -172,24 +177,18 @@ impl Pump<'_> {
                 },
                 message = feed.next() => {
                     if let Some(frame) = read(message)? {
-                        silence_at = tokio::time::Instant::now() + self.timings.silence;
                         greeted = true;
-                        let is_part = matches!(frame, ToGateway::SnapshotPart { .. });
+                        let is_part = matches!(
+                            frame,
+                            ToGateway::SnapshotPart { .. } | ToGateway::Change { more: true, .. }
+                        );
                         self.on_frame(feed, session, frame, node).await?;
-                        // Only a part puts it off: a node that merely lives would hold us without a list.
-                        if !session.awaits_snapshot() {
-                            snapshot_due = None;
-                        } else if is_part || snapshot_due.is_none() {
-                            snapshot_due = Some(tokio::time::Instant::now() + self.timings.snapshot);
-                        }
+                        deadlines.put_off(tokio::time::Instant::now(), is_part, session.awaits_more());
                     }
+                    // Looked at here too: who talks without a pause never lets the branch below have its turn.
+                    deadlines.check(tokio::time::Instant::now())?;
                 }
-                () = tokio::time::sleep_until(snapshot_due.unwrap_or(silence_at)), if snapshot_due.is_some() => {
-                    return Err(SessionEnd::SnapshotLate(self.timings.snapshot.as_millis()));
-                }
-                () = tokio::time::sleep_until(silence_at) => {
-                    return Err(SessionEnd::Silence(self.timings.silence.as_millis()));
-                }
+                () = tokio::time::sleep_until(deadlines.next()) => deadlines.check(tokio::time::Instant::now())?,
             }
         }
     }

@@ -110,9 +110,9 @@ impl Session {
         self.agreed
     }
 
-    /// True while a snapshot is to come or under way.
-    pub fn awaits_snapshot(&self) -> bool {
-        matches!(self.phase, Phase::Snapshot(_) | Phase::Resyncing(_))
+    /// True while a snapshot, or the rest of a change in parts, is to come.
+    pub fn awaits_more(&self) -> bool {
+        self.partial.is_some() || matches!(self.phase, Phase::Snapshot(_) | Phase::Resyncing(_))
     }
 
     /// Takes one frame. `held` is what we hold at this moment.

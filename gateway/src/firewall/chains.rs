@@ -10,6 +10,9 @@ use super::FirewallError;
 use super::layout::Family;
 use super::rules::{Chain, Mode, closed_forward_body, restore_script};
 
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
+
 /// Marks the jumps that stand in while ours are put in their place.
 const STAND_IN: &str = "-m comment --comment og-moving";
 
@@ -229,15 +232,7 @@ impl Chains {
                 .any(|sign| complaint.contains(sign));
             return if missing { Ok(None) } else { Err(program_error(action, &output.stderr)) };
         }
-        let prefix = format!("-A {chain} ");
-        let listed = String::from_utf8_lossy(&output.stdout);
-        Ok(Some(
-            listed
-                .lines()
-                .filter_map(|line| line.strip_prefix(&prefix))
-                .map(|r| r.trim().to_owned())
-                .collect(),
-        ))
+        Ok(Some(rules_of(&String::from_utf8_lossy(&output.stdout), chain)))
     }
 
     fn run(&self, action: &str, table: &str, command: &str) -> Result<std::process::Output, FirewallError> {
@@ -246,6 +241,12 @@ impl Chains {
             Err(error) => FirewallError::Failed { action: action.to_owned(), reason: error.to_string() },
         })
     }
+}
+
+/// The rules of a chain out of what `-S` prints of it, without `-A <chain> `.
+fn rules_of(listed: &str, chain: &str) -> Vec<String> {
+    let prefix = format!("-A {chain} ");
+    listed.lines().filter_map(|line| line.strip_prefix(&prefix)).map(|rule| rule.trim().to_owned()).collect()
 }
 
 /// The jump that stands in for one of ours.
@@ -259,10 +260,24 @@ fn leads_only_by(wanted: &[String], present: &[String], chain: Chain) -> bool {
     head == wanted && !tail.iter().any(|rule| leads_to(rule, chain))
 }
 
-/// True when the rule's target is our chain.
+/// True when the rule's target is our chain. Somebody's comment may say anything, a jump to us included.
 fn leads_to(rule: &str, chain: Chain) -> bool {
-    let mut words = rule.split(' ').skip_while(|word| !matches!(*word, "-j" | "-g"));
-    words.nth(1) == Some(chain.name())
+    let mut before = "";
+    words(rule).any(|word| {
+        let is_jump = matches!(std::mem::replace(&mut before, word), "-j" | "-g");
+        is_jump && word == chain.name()
+    })
+}
+
+/// The words of a rule as iptables prints it: what has other characters than letters and digits stands in double quotes,
+/// where a backslash takes the next character's meaning away (`xtables_save_string`).
+fn words(rule: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    rule.split(move |character| {
+        quoted ^= character == '"' && !escaped;
+        escaped = quoted && character == '\\' && !escaped;
+        character == ' ' && !quoted
+    })
 }
 
 fn start_error(program: &str, action: &str, error: &io::Error) -> FirewallError {
@@ -297,5 +312,20 @@ mod tests {
         assert!(leads_to("-m comment --comment og-moving -j OG-NAT", Chain::Nat));
         assert!(!leads_to("-j OG-FORWARD-OLD", Chain::Forward));
         assert!(!leads_to("-m comment --comment OG-FORWARD -j ACCEPT", Chain::Forward));
+    }
+
+    #[test]
+    fn what_a_comment_says_is_no_target() {
+        let rule = |comment: &str, target: &str| format!("-m comment --comment {comment} -j {target}");
+        for comment in [
+            r#""see -j OG-FORWARD there""#,
+            r#""a \" -j OG-FORWARD b""#,
+            r#""\\ -j OG-FORWARD \\""#,
+            "-j",
+            r#""it -g""#,
+        ] {
+            assert!(!leads_to(&rule(comment, "ACCEPT"), Chain::Forward), "{comment}");
+            assert!(leads_to(&rule(comment, "OG-FORWARD"), Chain::Forward), "{comment}");
+        }
     }
 }

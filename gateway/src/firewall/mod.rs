@@ -32,6 +32,9 @@ pub mod dry_run;
 mod egress;
 mod failures;
 pub mod fake;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod holding;
 mod host;
 mod host_guard;

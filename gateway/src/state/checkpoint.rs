@@ -16,7 +16,7 @@ use crate::held::Held;
 
 const MAGIC: &[u8; 8] = b"OGSTATE\n";
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 24;
+pub(super) const HEADER_BYTES: usize = 24;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Body {
@@ -34,7 +34,12 @@ pub(super) fn read(path: &Path) -> Result<Option<Base>, Unusable> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Unusable::Io { file: path.display().to_string(), source }),
     };
-    let corrupt = |what: &str| Unusable::Corrupt(format!("{}: {what}", path.display()));
+    decode(&path.display().to_string(), &bytes).map(Some)
+}
+
+/// What the bytes of a checkpoint say; `file` is its name in messages.
+pub(super) fn decode(file: &str, bytes: &[u8]) -> Result<Base, Unusable> {
+    let corrupt = |what: &str| Unusable::Corrupt(format!("{file}: {what}"));
     let (header, body) =
         bytes.split_at_checked(HEADER_BYTES).ok_or_else(|| corrupt("shorter than its header"))?;
     if &header[..8] != MAGIC {
@@ -42,8 +47,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Base>, Unusable> {
     }
     let version = u32_at(header, 8);
     if version != VERSION {
-        let file = path.display().to_string();
-        return Err(Unusable::Version { file, found: version, known: VERSION });
+        return Err(Unusable::Version { file: file.to_owned(), found: version, known: VERSION });
     }
     let length = u64::from(u32_at(header, 16)) | u64::from(u32_at(header, 20)) << 32;
     if length != body.len() as u64 {
@@ -58,11 +62,23 @@ pub(super) fn read(path: &Path) -> Result<Option<Base>, Unusable> {
     if held.digest() != body.digest {
         return Err(corrupt("its digest does not match its elements"));
     }
-    Ok(Some(Base { sequence: body.sequence, held }))
+    Ok(Base { sequence: body.sequence, held })
 }
 
 /// Replaces the checkpoint; when this returns it is on disk. Gives its size in bytes.
 pub(super) fn write(dir: &Path, sequence: u64, held: &Held) -> io::Result<u64> {
+    let bytes = encode(sequence, held)?;
+    let temporary = dir.join(CHECKPOINT_TEMPORARY);
+    let mut file = File::create(&temporary)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, dir.join(CHECKPOINT))?;
+    File::open(dir)?.sync_all()?;
+    Ok(bytes.len() as u64)
+}
+
+/// The bytes of a checkpoint.
+pub(super) fn encode(sequence: u64, held: &Held) -> io::Result<Vec<u8>> {
     let Some(point) = held.point() else { return Err(io::Error::other("no server confirmed the set")) };
     let body = Body {
         sequence,
@@ -72,17 +88,18 @@ pub(super) fn write(dir: &Path, sequence: u64, held: &Held) -> io::Result<u64> {
         elements: held.elements().iter().copied().collect(),
     };
     let body = bincode::serde::encode_to_vec(&body, bincode::config::standard()).map_err(io::Error::other)?;
-    let temporary = dir.join(CHECKPOINT_TEMPORARY);
-    let mut file = File::create(&temporary)?;
-    file.write_all(MAGIC)?;
-    file.write_all(&VERSION.to_le_bytes())?;
-    file.write_all(&crc32fast::hash(&body).to_le_bytes())?;
-    file.write_all(&(body.len() as u64).to_le_bytes())?;
-    file.write_all(&body)?;
-    file.sync_all()?;
-    fs::rename(&temporary, dir.join(CHECKPOINT))?;
-    File::open(dir)?.sync_all()?;
-    Ok((HEADER_BYTES + body.len()) as u64)
+    Ok(frame(&body))
+}
+
+/// A body behind its header.
+pub(super) fn frame(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&crc32fast::hash(body).to_le_bytes());
+    bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(body);
+    bytes
 }
 
 /// The little-endian number at `at`; the caller made sure that it is there.

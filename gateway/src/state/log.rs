@@ -50,6 +50,13 @@ impl Record {
         Self::new(point, Step::Whole(elements))
     }
 
+    /// Its bytes under that number; none when it cannot be written.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn body(mut self, sequence: u64) -> Vec<u8> {
+        self.sequence = sequence;
+        bincode::serde::encode_to_vec(&self, bincode::config::standard()).unwrap_or_default()
+    }
+
     fn new(point: FeedState, step: Step) -> Self {
         let FeedState { cluster, revision, digest } = point;
         Self { sequence: 0, cluster, revision, digest, step }
@@ -72,8 +79,7 @@ impl Log {
     pub(super) fn begin(dir: &Path, sequence: u64) -> io::Result<Self> {
         let path = dir.join(format!("{LOG_PREFIX}{}", sequence + 1));
         let mut file = File::create(&path)?;
-        file.write_all(MAGIC)?;
-        file.write_all(&VERSION.to_le_bytes())?;
+        file.write_all(&header())?;
         Ok(Self { file: Arc::new(file), sequence, bytes: HEADER_BYTES as u64, broken: false })
     }
 
@@ -86,11 +92,7 @@ impl Log {
         let mut bytes = vec![0; RECORD_HEADER_BYTES];
         bincode::serde::encode_into_std_write(&record, &mut bytes, bincode::config::standard())
             .map_err(io::Error::other)?;
-        let body = &bytes[RECORD_HEADER_BYTES..];
-        let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-        let crc = crc32fast::hash(body);
-        bytes[..4].copy_from_slice(&length.to_le_bytes());
-        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        fill_header(&mut bytes)?;
         if let Err(error) = (&*self.file).write_all(&bytes) {
             self.broken = true;
             return Err(error);
@@ -112,6 +114,28 @@ impl Log {
     pub(super) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
     }
+}
+
+/// What a log begins with.
+pub(super) fn header() -> Vec<u8> {
+    [&MAGIC[..], &VERSION.to_le_bytes()].concat()
+}
+
+/// Writes length and checksum of the body behind it into a record's header.
+fn fill_header(record: &mut [u8]) -> io::Result<()> {
+    let body = &record[RECORD_HEADER_BYTES..];
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    let crc = crc32fast::hash(body);
+    record[..4].copy_from_slice(&length.to_le_bytes());
+    record[4..8].copy_from_slice(&crc.to_le_bytes());
+    Ok(())
+}
+
+/// A body behind its header; none when it is too long for one.
+#[cfg(feature = "fuzzing")]
+pub(super) fn frame(body: &[u8]) -> Vec<u8> {
+    let mut record = [&[0; RECORD_HEADER_BYTES], body].concat();
+    fill_header(&mut record).map(|()| record).unwrap_or_default()
 }
 
 /// The logs in `dir`, in order, with the number of the first record each was begun for.
@@ -137,6 +161,11 @@ pub(super) fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 pub(super) fn replay(path: &Path, base: &mut Option<Base>) -> Result<(), Unusable> {
     let file = path.display().to_string();
     let bytes = fs::read(path).map_err(|source| Unusable::Io { file: file.clone(), source })?;
+    follow_all(&file, &bytes, base)
+}
+
+/// As [`replay`], of the bytes of a log; `file` is its name in messages.
+pub(super) fn follow_all(file: &str, bytes: &[u8], base: &mut Option<Base>) -> Result<(), Unusable> {
     let Some((header, mut rest)) = bytes.split_at_checked(HEADER_BYTES) else { return Ok(()) };
     if header.iter().all(|byte| *byte == 0) {
         return Ok(());
@@ -146,7 +175,7 @@ pub(super) fn replay(path: &Path, base: &mut Option<Base>) -> Result<(), Unusabl
     }
     let version = u32_at(header, 8);
     if version != VERSION {
-        return Err(Unusable::Version { file, found: version, known: VERSION });
+        return Err(Unusable::Version { file: file.to_owned(), found: version, known: VERSION });
     }
     while !rest.is_empty() {
         let Some(body) = whole_record(rest) else {
@@ -172,7 +201,7 @@ pub(super) fn replay(path: &Path, base: &mut Option<Base>) -> Result<(), Unusabl
         let (record, _): (Record, usize) =
             bincode::serde::decode_from_slice(body, bincode::config::standard())
                 .map_err(|error| Unusable::Corrupt(format!("{file}: {error}")))?;
-        follow(&file, record, base)?;
+        follow(file, record, base)?;
         rest = next;
     }
     Ok(())

@@ -9,6 +9,9 @@
 //! last second, but then the kernel's sets are gone too.
 
 mod checkpoint;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod keeper;
 mod log;
 

@@ -107,8 +107,15 @@ impl Cluster {
 
     /// A node on a port of its own.
     pub async fn server(&self) -> Server {
+        self.server_with(|_| {}).await
+    }
+
+    /// A node with something else in its certificate.
+    pub async fn server_with(&self, change: impl FnOnce(&mut CertificateParams)) -> Server {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        let mut params =
+            CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let chain = vec![CertificateDer::from_pem_slice(certificate.pem().as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
@@ -200,6 +207,17 @@ impl Session {
         .await
     }
 
+    /// The next frame; `None` when the gateway has gone.
+    pub async fn next(&mut self) -> Option<ToServer> {
+        soon("a frame or the end", async {
+            match self.socket.next().await {
+                Some(Ok(Message::Binary(bytes))) => Some(codec::decode(&bytes).unwrap()),
+                _ => None,
+            }
+        })
+        .await
+    }
+
     pub async fn hello(&mut self) -> Hello {
         match self.receive().await {
             ToServer::Hello(hello) => hello,
@@ -270,6 +288,27 @@ impl Session {
 
     pub async fn send_bytes(&mut self, bytes: Vec<u8>) -> Result<(), Error> {
         self.socket.send(Message::Binary(bytes.into())).await
+    }
+
+    /// Sends a whole message one byte at a time, until it is through or the gateway has gone.
+    pub async fn dribble(&mut self, payload: &[u8], pause: Duration) {
+        // A final binary frame of up to 125 bytes, unmasked (RFC 6455, section 5.2).
+        let header = [0x82, u8::try_from(payload.len()).unwrap()];
+        let stream = self.socket.get_mut();
+        for byte in header.iter().chain(payload) {
+            if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Pings without a pause until the gateway has gone.
+    pub async fn ping_on(&mut self) {
+        soon("the gateway to leave", async {
+            while self.socket.send(Message::Ping(b"still here".as_slice().into())).await.is_ok() {}
+        })
+        .await;
     }
 
     pub async fn welcome(&mut self, revision: u64, start: SessionStart) {

@@ -5,6 +5,8 @@
 
 mod accounting;
 mod flow;
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
 mod room;
 mod table;
 

@@ -13,7 +13,7 @@ use crate::firewall::netlink::{begin, seal};
 use super::flow::{Flow, ID, IP_V4_SRC, IP_V6_SRC, Key, TUPLE_IP, TUPLE_ORIG, TUPLE_REPLY, ZONE};
 
 /// `NFNL_SUBSYS_CTNETLINK`.
-const SUBSYSTEM: u16 = 1;
+pub(in crate::firewall) const SUBSYSTEM: u16 = 1;
 // `IPCTNL_MSG_CT_*`.
 const GET: u16 = 1;
 const DELETE: u16 = 2;
@@ -109,7 +109,7 @@ impl FlowTable {
     }
 }
 
-fn listing(scan: Scan, sequence: u32) -> Vec<u8> {
+pub(super) fn listing(scan: Scan, sequence: u32) -> Vec<u8> {
     let family = match scan {
         Scan::Family(Family::V4) | Scan::To(IpAddr::V4(_)) => libc::AF_INET,
         Scan::Family(Family::V6) | Scan::To(IpAddr::V6(_)) => libc::AF_INET6,
@@ -134,7 +134,7 @@ fn listing(scan: Scan, sequence: u32) -> Vec<u8> {
     seal(message, sequence)
 }
 
-fn deletion(flow: &Flow, sequence: u32) -> Vec<u8> {
+pub(super) fn deletion(flow: &Flow, sequence: u32) -> Vec<u8> {
     let family = if flow.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let Key { tuple, id, zone } = &flow.key;
     let mut message = begin(SUBSYSTEM, DELETE, libc::NLM_F_ACK, family as u8);

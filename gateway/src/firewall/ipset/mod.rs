@@ -6,6 +6,8 @@
 
 mod answer;
 mod client;
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
 mod numbers;
 mod request;
 

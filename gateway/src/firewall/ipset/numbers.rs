@@ -3,7 +3,7 @@
 use crate::firewall::layout::Family;
 
 /// `NFNL_SUBSYS_IPSET`.
-pub(super) const SUBSYSTEM: u16 = 6;
+pub(in crate::firewall) const SUBSYSTEM: u16 = 6;
 
 // `IPSET_ATTR_*` at command level.
 pub(super) const ATTR_PROTOCOL: u16 = 1;
