@@ -19,7 +19,7 @@ TEST_FUZZ_SECONDS := 16
 
 .PHONY: build server gateway router ctl web binaries demo chaos simulate test verify fix clean help fuzz packages-fuzz
 .PHONY: packages-demo packages-chaos packages-test
-.PHONY: bench-raft bench-failover bench-dataplane bench-apply bench-propagation bench-binaries
+.PHONY: bench-raft bench-failover bench-dataplane bench-apply bench-propagation bench-scrape bench-binaries
 
 # What the benches measure is what is shipped; PROFILE=bench-run builds in a fraction of the time, for trying things.
 PROFILE ?= release
@@ -122,6 +122,12 @@ bench-apply: bench-binaries
 ## bench-propagation: from a call of the API to packets through two gateways, beside a put of etcd; ADDS=300 LEVELS=0,10000,100000 QUICK=1
 bench-propagation: bench-binaries
 	$(BENCH) propagation $(if $(ADDS),--adds $(ADDS)) $(if $(LEVELS),--levels $(LEVELS))
+
+## bench-scrape: time and memory of a scrape of a gateway with 100,000 addresses; ROUNDS=21 QUICK=1 PROFILE=release
+bench-scrape:
+	scripts/install-packages bench
+	cargo build --profile $(PROFILE) -p gateway -p benches
+	$(BENCH) scrape $(if $(ROUNDS),--rounds $(ROUNDS))
 
 ## verify: formatting, lints, docs, dependencies, web types; writes nothing
 verify:

@@ -21,6 +21,13 @@ pub const MISSED_HEARTBEATS_BEFORE_MOVE: u32 = 3;
 /// Most elements in one frame. An element takes at most 40 bytes, so a full frame stays well below
 /// [`crate::codec::MAX_FRAME_BYTES`].
 pub const MAX_ELEMENTS_PER_FRAME: usize = 10_000;
+/// Most lines of one [`ToServer::Sources`]. A line takes at most 100 bytes.
+pub const MAX_SOURCES_PER_FRAME: usize = 2_000;
+/// Header of a server's answer to the upgrade: the frames it reads beyond those of the first release, separated by
+/// commas. A gateway sends no others, so that it may be newer than its server.
+pub const ACCEPTS_HEADER: &str = "outputguard-accepts";
+/// Names [`ToServer::Sources`] in [`ACCEPTS_HEADER`].
+pub const ACCEPTS_SOURCES: &str = "sources";
 
 /// What a gateway sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +47,9 @@ pub enum ToServer {
     },
     /// Flows were cut: the proof that a revocation bit.
     Cut(CutReport),
+    /// What source hosts moved since the last report, at most [`MAX_SOURCES_PER_FRAME`] lines. Only to a server that says
+    /// [`ACCEPTS_SOURCES`].
+    Sources(Vec<SourceDelta>),
 }
 
 /// What a server sends.
@@ -173,6 +183,23 @@ pub struct RefusedElement {
 pub struct TrafficDelta {
     /// Which element.
     pub element: Element,
+    /// Packets towards the internet.
+    pub packets_out: u64,
+    /// Bytes towards the internet.
+    pub bytes_out: u64,
+    /// Packets from the internet.
+    pub packets_in: u64,
+    /// Bytes from the internet.
+    pub bytes_in: u64,
+}
+
+/// What one source host moved to one element since the last report, as the kernel counted its flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceDelta {
+    /// Who began the flows; `None` for all that are not named.
+    pub source: Option<std::net::IpAddr>,
+    /// The element that covered them when they were seen first; `None` when none did, or for several.
+    pub element: Option<Element>,
     /// Packets towards the internet.
     pub packets_out: u64,
     /// Bytes towards the internet.

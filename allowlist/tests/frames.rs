@@ -5,7 +5,8 @@
 use allowlist::codec::{CodecError, MAX_FRAME_BYTES, decode, encode};
 use allowlist::feed::{
     Applied, CutCause, CutElement, CutReport, DeniedFlow, FeedState, GoawayReason, Hello,
-    MAX_ELEMENTS_PER_FRAME, RefusedElement, SessionStart, ToGateway, ToServer, TrafficDelta, Welcome,
+    MAX_ELEMENTS_PER_FRAME, MAX_SOURCES_PER_FRAME, RefusedElement, SessionStart, SourceDelta, ToGateway,
+    ToServer, TrafficDelta, Welcome,
 };
 use allowlist::{Change, Digest, Element};
 use proptest::prelude::*;
@@ -85,7 +86,26 @@ fn to_server() -> Vec<(ToServer, &'static str)> {
             cut(CutCause::SourceShown),
             "0105fb2c01030301fd0000000002000000fc70110100fd0068e5cf8b010000fbdc050100080808001800023cfc70110100",
         ),
+        (
+            ToServer::Sources(vec![
+                source(Some("10.1.0.7"), Some(v4())),
+                source(Some("fd09::2"), None),
+                source(None, None),
+            ]),
+            "01060301000a0100070100080808001800013cfb2c01fd00000000000100000101fd09000000000000000000000000000200013cfb2c01fd00000000000100000000013cfb2c01fd0000000000010000",
+        ),
     ]
+}
+
+fn source(source: Option<&str>, element: Option<Element>) -> SourceDelta {
+    SourceDelta {
+        source: source.map(|source| source.parse().unwrap()),
+        element,
+        packets_out: 1,
+        bytes_out: 60,
+        packets_in: 300,
+        bytes_in: 1 << 40,
+    }
 }
 
 fn cut(cause: CutCause) -> ToServer {
@@ -199,6 +219,23 @@ fn a_full_frame_of_the_longest_elements_stays_below_the_limit() {
         Some("udp/60000-65535".parse().unwrap()),
     );
     let frame = ToGateway::SnapshotPart { part: u32::MAX, elements: vec![longest; MAX_ELEMENTS_PER_FRAME] };
+    assert!(encode(&frame).unwrap().len() <= MAX_FRAME_BYTES / 2);
+}
+
+#[test]
+fn a_full_report_of_sources_stays_below_the_limit() {
+    let longest = Element::new(
+        "2606:4700:ffff:ffff:ffff:ffff:ffff:ffff/128".parse().unwrap(),
+        Some("udp/60000-65535".parse().unwrap()),
+    );
+    let line = SourceDelta {
+        packets_out: u64::MAX,
+        bytes_out: u64::MAX,
+        packets_in: u64::MAX,
+        bytes_in: u64::MAX,
+        ..source(Some("fd09:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), Some(longest))
+    };
+    let frame = ToServer::Sources(vec![line; MAX_SOURCES_PER_FRAME]);
     assert!(encode(&frame).unwrap().len() <= MAX_FRAME_BYTES / 2);
 }
 

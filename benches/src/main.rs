@@ -6,6 +6,7 @@
 //!   three machines ([`path`]), and the [`packets`] are written by hand and sent by a thread that is [`alone`].
 //! - [`apply`] brings frames to the kernel (`make bench-apply`); the real process ([`daemon`]) shows what it takes.
 //! - [`propagation`] goes the whole way, from a call to a packet (`make bench-propagation`).
+//! - [`scrape`] is what a scrape of a gateway costs (`make bench-scrape`).
 //! - [`outputguard`] and [`etcd`] are the two contenders, three processes each in a [`seat`]; what they have in common is
 //!   a [`contender`]. Their clients ([`http`], [`grpc`]) do as little as they can, over the same [`tls`].
 //! - [`load`] lets clients work and takes the time; [`report`] says what came out.
@@ -30,6 +31,7 @@ mod path;
 mod propagation;
 mod raft;
 mod report;
+mod scrape;
 mod seat;
 mod shell;
 mod tls;
@@ -67,6 +69,8 @@ enum Bench {
     Apply(apply::Options),
     /// From a call of the API to the first packet that passes
     Propagation(propagation::Options),
+    /// Time and memory of a scrape of a gateway with 100,000 addresses
+    Scrape(scrape::Options),
 }
 
 fn main() -> ExitCode {
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Bench::Dataplane(options) => dataplane::run(options, output, *quick, profile),
         Bench::Apply(options) => apply::run(options, output, *quick, profile),
         Bench::Propagation(options) => propagation::run(options, output, *quick, profile),
+        Bench::Scrape(options) => scrape::run(options, output, *quick, profile),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -92,6 +92,8 @@ pub(crate) enum Command {
     Status,
     /// Show what gateways denied, and what the list says of it now.
     Denied(Denied),
+    /// Show who moves most: source hosts, or entries.
+    Top(Top),
     /// Nodes of the cluster: add, replace, remove.
     Cluster {
         #[command(subcommand)]
@@ -160,6 +162,42 @@ pub(crate) struct Add {
     /// Return when every gateway with a session holds it, and say so.
     #[arg(long)]
     pub(crate) wait: bool,
+}
+
+/// Who is shown.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Top {
+    /// What is summed up.
+    #[arg(long, value_enum, default_value_t = TopBy::Source)]
+    pub(crate) by: TopBy,
+    /// Only through this gateway.
+    #[arg(long)]
+    pub(crate) gateway: Option<String>,
+    /// The last minutes up to an hour, such as `10m` or `1h`, or `all` since each server started.
+    #[arg(long, default_value = "10m")]
+    pub(crate) window: String,
+    /// At most so many, 1 to 100.
+    #[arg(short = 'n', long, default_value_t = 10)]
+    pub(crate) limit: usize,
+}
+
+/// What is summed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopBy {
+    /// Hosts behind the gateways.
+    Source,
+    /// Entries of the allowlist.
+    Entry,
+}
+
+impl TopBy {
+    /// As the API has it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Entry => "entry",
+        }
+    }
 }
 
 /// How a list is written.

@@ -2,7 +2,8 @@
 //!
 //! Map: [`args`] is what can be typed, [`client`] speaks to `/api/v1`, [`cluster`] waits for changes of the membership,
 //! [`denied`] answers why
-//! somebody was blocked, [`mod@print`] shows answers as a table or as JSON, [`transfer`] moves whole lists and states from and to files.
+//! somebody was blocked, [`mod@print`] shows answers as a table or as JSON, [`top`] says who moves most,
+//! [`transfer`] moves whole lists and states from and to files.
 //! Exit codes: 0 done, 1 refused by the server or not found, 2 wrong usage (clap's), 3 no answer from any server.
 
 mod args;
@@ -11,6 +12,7 @@ mod cluster;
 mod denied;
 mod expiry;
 mod print;
+mod top;
 mod transfer;
 
 use std::process::ExitCode;
@@ -80,6 +82,7 @@ async fn run(mut args: Args) -> anyhow::Result<()> {
         Command::Cluster { command } => cluster::run(&client, output, command).await?,
         Command::Status => print::status(output, &client.get("/status").await?),
         Command::Denied(wanted) => denied::run(&client, output, &wanted).await?,
+        Command::Top(top) => top::run(&client, output, &top).await?,
         Command::Export { file, format } => transfer::export(&client, file.as_deref(), format).await?,
         Command::Import { file, format, dry_run } => {
             print::imported(output, &transfer::import(&client, &file, format, dry_run).await?);

@@ -14,8 +14,10 @@ use serde::Deserialize;
 
 use crate::firewall::{Deny, Mode};
 
+mod metering;
 mod unlisted;
 mod ways;
+pub use metering::{Metering, MeteringFlags, PerIpMetrics};
 pub use unlisted::{Unlisted, UnlistedFlags};
 pub use ways::{Ways, WaysFlags};
 
@@ -84,6 +86,9 @@ pub struct Flags {
     /// The way out, and the machine itself.
     #[command(flatten)]
     pub ways: WaysFlags,
+    /// What is counted and shown.
+    #[command(flatten)]
+    pub metering: MeteringFlags,
     /// How log lines are written
     #[arg(long, env = "OUTPUTGUARD_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -136,6 +141,8 @@ struct File {
     snat_addresses: Vec<String>,
     restrict_host: bool,
     management_cidrs: Vec<String>,
+    per_ip_metrics: Option<PerIpMetrics>,
+    top_sources: Option<usize>,
 }
 
 /// Everything checked.
@@ -161,6 +168,8 @@ pub struct Config {
     pub unlisted: Unlisted,
     /// The way out, and the machine itself.
     pub ways: Ways,
+    /// What is counted and shown.
+    pub metering: Metering,
 }
 
 /// A feed URL in parts.
@@ -263,6 +272,7 @@ impl Config {
             management_cidrs: file.management_cidrs,
         };
         let servers = check_servers(&servers)?;
+        let counted = MeteringFlags { per_ip_metrics: file.per_ip_metrics, top_sources: file.top_sources };
         let metrics = flags.metrics.clone().or(file.metrics);
         let firewall = flags.firewall.or(file.firewall).unwrap_or_default();
         let mut name = flags.name.clone().or(file.name).map_or_else(host_name, Ok)?;
@@ -286,6 +296,7 @@ impl Config {
             firewall,
             internal_cidrs: check_cidrs("internal_cidrs", &internal_cidrs)?,
             unlisted: flags.unlisted.over(&in_file)?,
+            metering: flags.metering.over(&counted)?,
         };
         Ok(config)
     }

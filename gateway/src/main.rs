@@ -8,7 +8,7 @@ use anyhow::Context;
 use gateway::config::{Config, FirewallKind, Flags, LogFormat, Unlisted};
 use gateway::feed::Timings;
 use gateway::firewall::{
-    DrainLimits, DryRunFirewall, Firewall, FirewallError, KernelFirewall, KernelOptions, Mode,
+    DrainLimits, DryRunFirewall, Firewall, FirewallError, KernelFirewall, KernelOptions, Mode, SourceOptions,
     check_forwarding, check_host, close_forwarding, close_unguarded,
 };
 use gateway::run::{Parts, run};
@@ -105,6 +105,7 @@ fn options(config: &Config) -> KernelOptions {
         policy,
         egress: config.ways.egress.clone(),
         guard: config.ways.guard.clone(),
+        sources: SourceOptions { top: config.metering.top_sources, ..SourceOptions::default() },
         ..KernelOptions::default()
     }
 }

@@ -56,7 +56,8 @@ pub async fn run(config: Config, parts: Parts, shutdown: CancellationToken) -> a
 
     let status = StatusBoard::default();
     let feed_metrics = FeedMetrics::register(&registry)?;
-    let pages = Pages::new(config.name.clone(), registry, enforcer.clone(), status.clone())?;
+    let per_ip = config.metering.per_ip;
+    let pages = Pages::new(config.name.clone(), registry, enforcer.clone(), status.clone(), per_ip)?;
     let http_end = CancellationToken::new();
     let serving =
         axum::serve(listener, pages.router()).with_graceful_shutdown(http_end.clone().cancelled_owned());

@@ -9,7 +9,7 @@ use allowlist::codec::{self, FRAME_VERSION, MAX_FRAME_BYTES};
 use allowlist::feed::{GoawayReason, SessionStart, ToGateway, ToServer};
 use common::{Cluster, Session, Setup, added, element, first, held, until};
 use gateway::firewall::fake::Call;
-use gateway::firewall::{DenialNews, DeniedPacket, ElementCounters, LogLoss};
+use gateway::firewall::{DenialNews, DeniedPacket, ElementCounters, LogLoss, SourceSum};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 #[tokio::test]
@@ -267,5 +267,58 @@ async fn denied_packets_wait_for_a_server_and_are_told_once() {
     }
     gateway.kernel.tell_denial(DenialNews::Down("group 100 is taken".to_owned()));
     gateway.ready_page_with("group 100 is taken").await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_sources_move_is_told_to_servers_that_read_it_and_kept_for_them() {
+    let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let old = [cluster.server().await];
+    let mut setup = Setup::new(&cluster, &old, dir.path());
+    setup.timings.traffic = Duration::from_millis(30);
+    let sum = SourceSum { packets_out: 1, bytes_out: 60, packets_in: 2, bytes_in: 3_000 };
+    setup.kernel.moved([10, 1, 0, 7].into(), Some(element(1)), sum);
+    setup.kernel.moved([10, 1, 0, 8].into(), None, sum);
+    let gateway = setup.start().await;
+    let page = until("the sums", async || {
+        Some(gateway.page("/metrics").await).filter(|page| page.contains("source=\"10.1.0.7\""))
+    })
+    .await;
+    assert!(
+        page.contains("outputguard_source_bytes_total{direction=\"in\",source=\"10.1.0.7\"} 3000"),
+        "{page}"
+    );
+    assert!(
+        page.contains("outputguard_source_bytes_total{direction=\"in\",source=\"other\"} 3000"),
+        "{page}"
+    );
+
+    // An older server would end the session over a frame that it cannot read.
+    let mut session = old[0].accept().await;
+    session.bring_to(&held(5, &[1])).await;
+    gateway.kernel.count(ElementCounters { bytes_out: 5, ..ElementCounters::zero(element(1)) });
+    loop {
+        match session.receive().await {
+            ToServer::Traffic(_) => break,
+            ToServer::Sources(lines) => panic!("told an old server {lines:?}"),
+            _ => {}
+        }
+    }
+    gateway.kernel.count(ElementCounters { bytes_out: 6, ..ElementCounters::zero(element(1)) });
+    while !matches!(session.receive().await, ToServer::Traffic(_)) {}
+    drop(session);
+    let mut new = old;
+    new[0].accepts = "something, sources";
+    let mut session = new[0].accept().await;
+    session.hello().await;
+    session.welcome(5, SessionStart::Resume).await;
+    let lines = loop {
+        if let ToServer::Sources(lines) = session.receive().await {
+            break lines;
+        }
+    };
+    let said: Vec<_> = lines.iter().map(|line| (line.source, line.element, line.bytes_in)).collect();
+    let both = [([10, 1, 0, 7].into(), Some(element(1))), ([10, 1, 0, 8].into(), None)];
+    assert_eq!(said, both.map(|(source, element)| (Some(source), element, 3_000)));
     gateway.stop().await;
 }

@@ -27,6 +27,8 @@ mod net;
 mod passing;
 #[path = "firewall/restarts.rs"]
 mod restarts;
+#[path = "firewall/sources.rs"]
+mod sources;
 #[path = "firewall/upkeep.rs"]
 mod upkeep;
 #[path = "firewall/ways.rs"]

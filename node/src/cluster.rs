@@ -12,6 +12,7 @@ mod room;
 mod start;
 mod status;
 mod stop;
+mod traffic;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::feed::denied::DeniedLog;
+use crate::feed::traffic::TrafficBook;
 use crate::raft::compaction::LogStanding;
 use crate::raft::link::Peers;
 use crate::raft::meter::Meter;
@@ -50,6 +52,7 @@ pub(crate) use member_events::event as member_event;
 pub use members::ChangeError;
 pub use recovery::{Recovered, RecoveryError, RecoveryPlan, VoterStanding};
 pub use start::{ClusterSettings, Join};
+pub use traffic::ClusterTraffic;
 pub(crate) use write::leader_of;
 
 /// Why a write did not succeed.
@@ -182,6 +185,7 @@ struct Inner {
     complete: watch::Receiver<bool>,
     gateways: Mutex<Option<GatewaySource>>,
     denied: OnceLock<DeniedLog>,
+    traffic: OnceLock<TrafficBook>,
     /// Set when the node is to lead no more.
     retiring: CancellationToken,
     /// Set when the node stops taking writes.
@@ -213,6 +217,12 @@ impl Cluster {
     /// Tells where [`NodeStatus::gateways`] of this node comes from; called once by the feed's set-up.
     pub fn set_gateway_source(&self, source: GatewaySource) {
         *self.inner.gateways.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
+    }
+
+    /// Tells where this node keeps what gateways say of traffic; called once by the feed's set-up.
+    pub fn set_traffic_book(&self, book: TrafficBook) {
+        // A second call would be of the same feed.
+        let _ = self.inner.traffic.set(book);
     }
 
     /// The applied state of this node and its changes.

@@ -182,6 +182,28 @@ try {
     await page.getByRole("button", { name: "Remove 93.184.216.35" }).waitFor();
     await page.unroute("**/api/v1/denied?*");
   });
+  await step("top talkers are shown by host and by entry", async () => {
+    const card = page.getByTestId("traffic");
+    await card.getByText("No traffic was reported in this time.").waitFor();
+    // No gateway is connected: what one would have reported is put into the server's answer.
+    const moved = { packets_out: 1, bytes_out: 40, packets_in: 2, bytes_in: 1_500_000_000 };
+    const rows = { source: "10.0.0.7", entry: "<b>api.example.test</b>" };
+    await page.route("**/api/v1/traffic/top*", async (route) => {
+      const answer = await (await route.fetch()).json();
+      assert.deepEqual(answer.rows, []);
+      const other = answer.by === "source" ? "entry" : "source";
+      const part = { name: rows[other], entry: null, bytes: 999_499 };
+      const row = { name: rows[answer.by], entry: null, ...moved, gateways: ["gw-1"], with: [part] };
+      await route.fulfill({ json: { ...answer, rows: [row], total: moved } });
+    });
+    await card.getByLabel("over the last").selectOption("1h");
+    await card.getByRole("cell", { name: "10.0.0.7" }).waitFor();
+    await card.getByRole("cell", { name: "1.5 GB" }).waitFor();
+    await card.getByLabel("Sum up").selectOption("entry");
+    await card.getByRole("columnheader", { name: "Mostly from" }).waitFor();
+    await card.getByText("<b>api.example.test</b>").waitFor();
+    await card.getByText("999 kB").waitFor();
+  });
   if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT, fullPage: true });
   await step("signing out ends the session", async () => {
     await page.getByRole("button", { name: "Sign out" }).click();

@@ -30,7 +30,7 @@ use self::denied::DeniedMetrics;
 use self::desk::Desk;
 use self::flows::FlowMetrics;
 use self::owner::Owner;
-use crate::firewall::{ElementCounters, Firewall};
+use crate::firewall::{Covering, ElementCounters, Firewall, SourceMeter, most_specific};
 use crate::held::Held;
 use crate::state::StateStore;
 
@@ -73,6 +73,7 @@ pub struct Enforcer {
     health: watch::Receiver<KernelHealth>,
     cuts: CutReports,
     denials: Denials,
+    sources: Option<SourceMeter>,
 }
 
 impl Enforcer {
@@ -96,9 +97,17 @@ impl Enforcer {
         let denials = Denials::register(registry)?;
         firewall.report_denials(denials.sink());
         let desk = Arc::new(Desk::new(held, origin));
+        let sources = firewall.watch_sources(covering(&desk)).unwrap_or_else(|error| {
+            tracing::warn!(%error, "it is not counted what source hosts move");
+            None
+        });
+        if let Some(sources) = &sources {
+            sources.register(registry)?;
+        }
         let owner = Owner::new(Arc::clone(&desk), firewall, store, metrics, applied_tx, health_tx);
         let thread = std::thread::Builder::new().name("firewall".to_owned()).spawn(move || owner.run())?;
-        Ok((Self { desk: Arc::clone(&desk), applied, health, cuts, denials }, OwnerThread { desk, thread }))
+        let enforcer = Self { desk: Arc::clone(&desk), applied, health, cuts, denials, sources };
+        Ok((enforcer, OwnerThread { desk, thread }))
     }
 
     /// Looks at the held set.
@@ -146,6 +155,11 @@ impl Enforcer {
         &self.denials
     }
 
+    /// What source hosts move, when that is counted.
+    pub fn sources(&self) -> Option<&SourceMeter> {
+        self.sources.as_ref()
+    }
+
     /// Whether the kernel holds what it should.
     pub fn health(&self) -> KernelHealth {
         self.health.borrow().clone()
@@ -155,6 +169,12 @@ impl Enforcer {
     pub fn point(&self) -> Option<FeedState> {
         self.with_held(Held::point)
     }
+}
+
+/// Looks places up in the held set.
+fn covering(desk: &Arc<Desk>) -> Covering {
+    let desk = Arc::clone(desk);
+    Arc::new(move |place| desk.with_held(|held| most_specific(held.elements(), place)))
 }
 
 /// The owner thread, to be stopped.

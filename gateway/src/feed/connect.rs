@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use allowlist::codec::MAX_FRAME_BYTES;
-use allowlist::feed::SUBPROTOCOL;
+use allowlist::feed::{ACCEPTS_HEADER, ACCEPTS_SOURCES, SUBPROTOCOL};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -32,6 +32,13 @@ const MAX_DETAIL_CHARS: usize = 300;
 
 /// An open feed.
 pub(super) type FeedStream = WebSocketStream<TlsStream<TcpStream>>;
+
+/// A feed, and what the server said of itself.
+pub(super) struct Connected {
+    pub(super) feed: FeedStream,
+    /// The server reads reports of what source hosts move.
+    pub(super) takes_sources: bool,
+}
 
 /// What a connection needs besides the node.
 #[derive(Debug, Clone)]
@@ -167,7 +174,7 @@ pub(super) async fn connect(
     node: &Node,
     credentials: &Credentials,
     limit: Duration,
-) -> Result<FeedStream, ConnectError> {
+) -> Result<Connected, ConnectError> {
     let token = credentials.token()?;
     let connector = connector(credentials)?;
     let unreachable =
@@ -192,7 +199,7 @@ pub(super) async fn connect(
         .max_message_size(Some(MAX_FRAME_BYTES))
         .max_write_buffer_size(2 * MAX_FRAME_BYTES);
     match timeout(limit, client_async_with_config(request, stream, Some(limits))).await {
-        Ok(Ok((feed, _))) => Ok(feed),
+        Ok(Ok((feed, answer))) => Ok(Connected { feed, takes_sources: accepts(&answer, ACCEPTS_SOURCES) }),
         Ok(Err(error)) => Err(refusal(node, error)),
         Err(_) => Err(upgrade(format!("no answer within {} ms", limit.as_millis()))),
     }
@@ -231,6 +238,12 @@ fn refusal(node: &Node, error: tungstenite::Error) -> ConnectError {
         }
         other => ConnectError::Upgrade { node, reason: other.to_string() },
     }
+}
+
+/// True when the server's answer to the upgrade says that it reads these frames.
+fn accepts(answer: &Response, frames: &str) -> bool {
+    let lines = answer.headers().get_all(ACCEPTS_HEADER).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|name| name.trim() == frames)
 }
 
 /// What the server's answer says: the detail of its problem document (RFC 9457) or else its body, printable and cut

@@ -23,6 +23,7 @@ use rand::rngs::StdRng;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::connect::Connected;
 pub use self::connect::{ConnectError, Credentials};
 use self::nodes::{Next, Node, Rotation, Verdict};
 use self::pump::Pump;
@@ -139,8 +140,8 @@ impl FeedClient {
             connected = connecting => connected,
             () = self.shutdown.cancelled() => return Verdict::Lost { after: Duration::ZERO },
         };
-        let feed = match connected {
-            Ok(feed) => feed,
+        let Connected { feed, takes_sources } = match connected {
+            Ok(connected) => connected,
             Err(error) => return self.note_failure(&error),
         };
         self.status.link(LinkState::Syncing, Some(node));
@@ -152,6 +153,7 @@ impl FeedClient {
             status: &self.status,
             timings: self.timings,
             meter,
+            takes_sources,
             shutdown: &self.shutdown,
         };
         let end = Box::pin(pump.run(feed, node)).await;

@@ -106,6 +106,8 @@ pub(super) struct Pump<'a> {
     pub(super) status: &'a StatusBoard,
     pub(super) timings: Timings,
     pub(super) meter: &'a mut TrafficMeter,
+    /// The server reads reports of what source hosts move.
+    pub(super) takes_sources: bool,
     pub(super) shutdown: &'a CancellationToken,
 }
 
@@ -174,6 +176,7 @@ impl Pump<'_> {
                         self.send(feed, &report.frame).await?;
                         self.meter.sent(report);
                     }
+                    self.report_sources(feed).await?;
                 },
                 message = feed.next() => {
                     if let Some(frame) = read(message)? {
@@ -250,6 +253,21 @@ impl Pump<'_> {
             tracing::warn!(%before, %now, "the servers are another cluster than before; following them");
         }
         tracing::info!(revision = held.revision(), elements = held.elements().len(), "snapshot received");
+    }
+
+    /// What could not be sent is due again.
+    async fn report_sources(&self, feed: &mut FeedStream) -> Result<(), SessionEnd> {
+        let Some(sources) = self.enforcer.sources().filter(|_| self.takes_sources) else { return Ok(()) };
+        let report = sources.take_due();
+        if report.is_empty() {
+            return Ok(());
+        }
+        let frame = ToServer::Sources(report);
+        let sent = self.send(feed, &frame).await;
+        if let (Err(_), ToServer::Sources(report)) = (&sent, &frame) {
+            sources.put_back(report);
+        }
+        sent
     }
 
     async fn send(&self, feed: &mut FeedStream, frame: &ToServer) -> Result<(), SessionEnd> {

@@ -360,7 +360,7 @@ fn passes(sets: &mut Client, flow: &Flow) -> Result<bool, IpsetError> {
 
 /// True for a flow that is forwarded under our rules: not one of another zone (a virtual switch has its own and passes none
 /// of our chains), not what is sent to many at once, which this machine hears itself, and not its own.
-fn is_ours(flow: &Flow, internal_cidrs: &[IpNet], local: &BTreeSet<IpAddr>) -> bool {
+pub(super) fn is_ours(flow: &Flow, internal_cidrs: &[IpNet], local: &BTreeSet<IpAddr>) -> bool {
     let to_many = match flow.destination {
         IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_multicast(),
@@ -378,7 +378,7 @@ fn is_ours(flow: &Flow, internal_cidrs: &[IpNet], local: &BTreeSet<IpAddr>) -> b
 }
 
 /// The addresses of this machine, in the calling thread's network namespace.
-fn local_addresses() -> Result<BTreeSet<IpAddr>, FirewallError> {
+pub(super) fn local_addresses() -> Result<BTreeSet<IpAddr>, FirewallError> {
     let failed = |errno: nix::errno::Errno| FirewallError::Failed {
         action: "list the addresses of this machine".into(),
         reason: errno.to_string(),

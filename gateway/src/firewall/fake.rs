@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -10,7 +11,8 @@ use allowlist::feed::{CutReport, RefusedElement};
 use allowlist::{Change, Element};
 
 use super::{
-    CutSink, DenialNews, DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair, admit,
+    Covering, CutSink, DenialNews, DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcome,
+    Repair, SourceMeter, SourceSum, admit,
 };
 
 /// One recorded call.
@@ -48,6 +50,7 @@ struct State {
     denied: Denied,
     sink: Option<Sink<CutSink>>,
     denial_sink: Option<Sink<DenialSink>>,
+    sources: Option<SourceMeter>,
 }
 
 /// Where reports go.
@@ -70,6 +73,17 @@ impl FakeFirewall {
         let fake = Self::default();
         fake.state().held = elements;
         fake
+    }
+
+    /// Says that `source` moved so much to `element`; to be called before the program starts for the first time.
+    pub fn moved(&self, source: IpAddr, element: Option<Element>, sum: SourceSum) {
+        let mut state = self.state();
+        if state.sources.is_none() {
+            state.sources = SourceMeter::new(1).ok();
+        }
+        if let Some(meter) = &state.sources {
+            meter.count(source, element, sum);
+        }
     }
 
     /// Every call so far, oldest first.
@@ -216,6 +230,10 @@ impl Firewall for FakeFirewall {
 
     fn report_denials(&mut self, sink: DenialSink) {
         self.state().denial_sink = Some(Sink(sink));
+    }
+
+    fn watch_sources(&mut self, _: Covering) -> Result<Option<SourceMeter>, FirewallError> {
+        Ok(self.state().sources.clone())
     }
 
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {

@@ -13,8 +13,9 @@ use super::cut::CutSink;
 use super::cutter::Cutter;
 use super::denial_log::LogStanding;
 use super::holding::Holding;
-use super::layout::{Family, KernelOptions};
+use super::layout::{Family, KernelOptions, SourceOptions};
 use super::rules::{Chain, Mode, Policy, closed_forward_body};
+use super::sources::{Covering, SourceMeter, SourceWatch};
 use super::{DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair};
 
 /// Enforces elements in the network namespace of the thread that made it; every call has to come from a thread in
@@ -29,6 +30,7 @@ pub struct KernelFirewall {
     cutter: Option<Cutter>,
     sink: Option<CutSink>,
     log: LogStanding,
+    sources: Option<SourceWatch>,
     /// Held while the sets change, until the cutter has its order.
     changing: Arc<Mutex<()>>,
     /// All flows are to be looked at when the sets hold what they should.
@@ -85,6 +87,7 @@ impl KernelFirewall {
             cutter: None,
             sink: None,
             log: LogStanding::default(),
+            sources: None,
             changing: Arc::default(),
             unswept: true,
         })
@@ -236,13 +239,7 @@ impl KernelFirewall {
         if self.options.policy.mode == Mode::Audit || self.cutter.is_some() {
             return Ok(());
         }
-        if let Err(error) = switch_on_accounting() {
-            tracing::warn!(
-                %error,
-                "the kernel does not count the bytes of flows, so that reports of cut flows lack them; run \
-                 `sysctl -w net.netfilter.nf_conntrack_acct=1`"
-            );
-        }
+        count_flows();
         self.cutter = Some(Cutter::start(
             self.options.internal_cidrs.clone(),
             self.sink.clone(),
@@ -267,6 +264,17 @@ impl KernelFirewall {
             cutter.sweep();
             self.unswept = false;
         }
+    }
+}
+
+/// Has the kernel count the bytes of each flow.
+fn count_flows() {
+    if let Err(error) = switch_on_accounting() {
+        tracing::warn!(
+            %error,
+            "the kernel does not count the bytes of flows, so that reports of cut flows and of source hosts lack them; \
+             run `sysctl -w net.netfilter.nf_conntrack_acct=1`"
+        );
     }
 }
 
@@ -342,6 +350,23 @@ impl Firewall for KernelFirewall {
         self.log.report_to(self.options.policy.log_group, sink);
     }
 
+    fn watch_sources(&mut self, covering: Covering) -> Result<Option<SourceMeter>, FirewallError> {
+        let SourceOptions { top, interval } = self.options.sources;
+        if top == 0 {
+            return Ok(None);
+        }
+        count_flows();
+        let failed = |error: prometheus::Error| FirewallError::Failed {
+            action: "make the metrics of source hosts".into(),
+            reason: error.to_string(),
+        };
+        let meter = SourceMeter::new(top).map_err(failed)?;
+        let watch =
+            SourceWatch::start(meter.clone(), self.options.internal_cidrs.clone(), interval, covering)?;
+        self.sources = Some(watch);
+        Ok(Some(meter))
+    }
+
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError> {
         let mut wrong = Vec::new();
         let mut failure = None;
@@ -378,6 +403,7 @@ impl Firewall for KernelFirewall {
     fn cleanup(&mut self) -> Result<(), FirewallError> {
         self.cutter = None;
         self.log = LogStanding::default();
+        self.sources = None;
         let mut errors = Vec::new();
         let others = Family::BOTH.into_iter().filter_map(Chains::leftovers);
         for chains in self.chains.iter().chain(&others.collect::<Vec<_>>()) {

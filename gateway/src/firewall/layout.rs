@@ -4,6 +4,7 @@
 //! members carry a port; `d` before the direction marks what drains.
 
 use std::fmt;
+use std::time::Duration;
 
 use allowlist::{Element, PortRange, Protocol};
 use ipnet::IpNet;
@@ -32,6 +33,23 @@ pub struct KernelOptions {
     pub egress: Egress,
     /// Guards the machine itself, too; not in an audit.
     pub guard: Option<HostGuard>,
+    /// How source hosts are counted.
+    pub sources: SourceOptions,
+}
+
+/// How it is counted which source host moves how much.
+#[derive(Debug, Clone, Copy)]
+pub struct SourceOptions {
+    /// How many hosts have sums of their own; 0: nothing is counted.
+    pub top: usize,
+    /// Time between two readings of the kernel's flows; a long table is read less often.
+    pub interval: Duration,
+}
+
+impl Default for SourceOptions {
+    fn default() -> Self {
+        Self { top: 50, interval: Duration::from_secs(10) }
+    }
 }
 
 impl Default for KernelOptions {
@@ -43,6 +61,7 @@ impl Default for KernelOptions {
             policy: Policy::default(),
             egress: Egress::default(),
             guard: None,
+            sources: SourceOptions::default(),
         }
     }
 }

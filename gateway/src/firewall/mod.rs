@@ -9,7 +9,8 @@
 //! members make an element; [`rules`] is the text of our chains, [`chains`] puts it into the kernel; [`ipset`] speaks
 //! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts, of which [`carried`] outlives the process;
 //! [`holding`] moves elements between what passes and what drains ([`drain`]); [`cutter`] takes flows out of [`conntrack`]
-//! and reports them ([`cut`]); [`egress`] is the way out, [`host_guard`] the rules for the machine itself; [`denied`] counts what did not pass,
+//! and reports them ([`cut`]); [`egress`] is the way out, [`host_guard`] the rules for the machine itself; [`sources`] counts
+//! which host moves how much to which element ([`covering`]); [`denied`] counts what did not pass,
 //! [`denial_log`] says who it was; [`kernel`] joins all of that into the real driver, [`dry_run`] prints the same as a plan,
 //! [`fake`] records calls for tests of what stands above.
 
@@ -23,6 +24,7 @@ mod admit;
 mod carried;
 mod chains;
 mod conntrack;
+mod covering;
 mod cut;
 mod cutter;
 mod denial_log;
@@ -46,8 +48,10 @@ mod ledger;
 mod netlink;
 mod rules;
 mod sets;
+mod sources;
 
 pub use conntrack::FlowRoom;
+pub use covering::{Place, most_specific};
 pub use cut::CutSink;
 pub use denial_log::{DEFAULT_LOG_GROUP, DenialNews, DenialSink, DeniedPacket, LogLoss};
 pub use drain::{DRAIN_IDLE, DRAIN_LIMIT, DrainLimits};
@@ -56,8 +60,9 @@ pub use egress::{Egress, Interface, SnatRange};
 pub use host::{check_forwarding, check_host};
 pub use host_guard::HostGuard;
 pub use kernel::{KernelFirewall, close_forwarding, close_unguarded};
-pub use layout::KernelOptions;
+pub use layout::{KernelOptions, SourceOptions};
 pub use rules::{Deny, Mode, Policy};
+pub use sources::{Covering, SourceMeter, SourceSum, SourceSums};
 
 /// A firewall that holds a set of elements.
 pub trait Firewall: Send {
@@ -121,6 +126,16 @@ pub trait Firewall: Send {
 
     /// Where news of denied packets go, or of what an audit would deny: a part of them, bounded in the kernel.
     fn report_denials(&mut self, sink: DenialSink);
+
+    /// Counts from now on which source host moves how much; `covering` is asked for the element of each new flow. `None`
+    /// from a driver that forwards nothing, or is told not to count.
+    ///
+    /// # Errors
+    /// [`FirewallError`]; everything else works without.
+    fn watch_sources(&mut self, covering: Covering) -> Result<Option<SourceMeter>, FirewallError> {
+        let _ = covering;
+        Ok(None)
+    }
 
     /// Compares chains and sets with what they should be and repairs the difference.
     ///

@@ -15,6 +15,7 @@ use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use serde::Serialize;
 
 use self::traffic_page::TrafficPage;
+use crate::config::PerIpMetrics;
 use crate::enforce::{DenialLogHealth, Enforcer, KernelHealth};
 use crate::feed::status::StatusBoard;
 
@@ -27,6 +28,7 @@ pub struct Pages {
     registry: Registry,
     enforcer: Enforcer,
     status: StatusBoard,
+    per_ip: PerIpMetrics,
     gauges: StatusGauges,
 }
 
@@ -49,9 +51,10 @@ impl Pages {
         registry: Registry,
         enforcer: Enforcer,
         status: StatusBoard,
+        per_ip: PerIpMetrics,
     ) -> Result<Self, prometheus::Error> {
         let gauges = StatusGauges::register(&registry)?;
-        Ok(Self { name, registry, enforcer, status, gauges })
+        Ok(Self { name, registry, enforcer, status, per_ip, gauges })
     }
 
     /// The routes.
@@ -119,8 +122,11 @@ async fn metrics(State(pages): State<Pages>) -> Response {
         return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
     }
     // Without counters the page still says how the gateway stands; the series have a gap, which is the truth.
-    let traffic =
-        pages.enforcer.counters().await.ok().map(|counters| TrafficPage::new(&pages.name, counters));
+    let counters = match pages.per_ip {
+        PerIpMetrics::Off => None,
+        PerIpMetrics::All | PerIpMetrics::Active => pages.enforcer.counters().await.ok(),
+    };
+    let traffic = counters.map(|counters| TrafficPage::new(&pages.name, counters, pages.per_ip));
     let chunks = std::iter::once(head).chain(traffic.into_iter().flatten());
     let body = Body::from_stream(stream::iter(chunks.map(|chunk| Ok::<_, Infallible>(Bytes::from(chunk)))));
     ([(header::CONTENT_TYPE, TEXT_FORMAT)], body).into_response()

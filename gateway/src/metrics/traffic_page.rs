@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::config::PerIpMetrics;
 use crate::firewall::ElementCounters;
 
 /// A chunk is sent when it is at least this long.
@@ -36,34 +37,41 @@ struct Family {
     read: fn(&ElementCounters) -> (u64, u64),
 }
 
-/// The page in chunks. `counters` are sorted by element, as drivers give them.
+/// The page in chunks: each is made when the one before has left. `counters` are sorted by element, as drivers give them.
 pub struct TrafficPage {
-    host: String,
     counters: Arc<Vec<ElementCounters>>,
+    /// Prefixes that never moved a packet are left out.
+    only_active: bool,
+    /// What a sample of the family begins with: received, sent.
+    heads: [String; 2],
     family: usize,
     next: usize,
 }
 
 impl TrafficPage {
     /// A page for the gateway named `host`.
-    pub fn new(host: &str, counters: Arc<Vec<ElementCounters>>) -> Self {
+    pub fn new(host: &str, counters: Arc<Vec<ElementCounters>>, per_ip: PerIpMetrics) -> Self {
         let host = host.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        Self { host, counters, family: 0, next: 0 }
+        let only_active = per_ip == PerIpMetrics::Active;
+        // Everything but the name of the family, which stands in front.
+        let head = |chain: &str| format!("{{chain=\"{chain}\",direction=\"@\",hostname=\"{host}\",ip=\"");
+        Self { counters, only_active, heads: [head("FORWARD"), head("POSTROUTING")], family: 0, next: 0 }
     }
 
     /// The sums of the elements of one prefix, and where the next prefix begins: ports have no label of their own.
-    fn sums(&self, family: &Family, first: usize) -> (IpNet, u64, u64, usize) {
+    fn sums(&self, family: &Family, first: usize) -> Sums {
         let prefix = self.counters[first].element.prefix;
-        let (mut received, mut sent, mut next) = (0_u64, 0_u64, first);
+        let mut sums = Sums { prefix, received: 0, sent: 0, active: false, next: first };
         while let Some(counters) =
-            self.counters.get(next).filter(|counters| counters.element.prefix == prefix)
+            self.counters.get(sums.next).filter(|counters| counters.element.prefix == prefix)
         {
             let (from, towards) = (family.read)(counters);
-            received = received.saturating_add(from);
-            sent = sent.saturating_add(towards);
-            next += 1;
+            sums.received = sums.received.saturating_add(from);
+            sums.sent = sums.sent.saturating_add(towards);
+            sums.active |= counters.packets_in | counters.packets_out != 0;
+            sums.next += 1;
         }
-        (prefix, received, sent, next)
+        sums
     }
 
     fn write(&mut self, chunk: &mut String) -> std::fmt::Result {
@@ -72,23 +80,53 @@ impl TrafficPage {
         if self.next == 0 {
             writeln!(chunk, "# HELP {name} {help}\n# TYPE {name} gauge")?;
         }
+        let [from, towards] =
+            self.heads.each_ref().map(|head| format!("{name}{}", head.replacen('@', direction, 1)));
+        let mut prefix = String::new();
         while self.next < self.counters.len() && chunk.len() < CHUNK_BYTES {
-            let (prefix, received, sent, next) = self.sums(family, self.next);
-            let host = &self.host;
-            for (chain, kind, value) in [("FORWARD", "INPUT", received), ("POSTROUTING", "OUTPUT", sent)] {
-                writeln!(
-                    chunk,
-                    "{name}{{chain=\"{chain}\",direction=\"{direction}\",hostname=\"{host}\",ip=\"{prefix}\",\
-                     type=\"{kind}\"}} {value}"
-                )?;
+            let sums = self.sums(family, self.next);
+            self.next = sums.next;
+            if self.only_active && !sums.active {
+                continue;
             }
-            self.next = next;
+            // Formatting a prefix is most of the work: once for both samples.
+            prefix.clear();
+            write!(prefix, "{}", sums.prefix)?;
+            for (head, tail, value) in
+                [(&from, "\",type=\"INPUT\"} ", sums.received), (&towards, "\",type=\"OUTPUT\"} ", sums.sent)]
+            {
+                chunk.push_str(head);
+                chunk.push_str(&prefix);
+                chunk.push_str(tail);
+                push_number(chunk, value);
+                chunk.push('\n');
+            }
         }
         if self.next >= self.counters.len() {
             self.family += 1;
             self.next = 0;
         }
         Ok(())
+    }
+}
+
+/// One prefix on the page.
+struct Sums {
+    prefix: IpNet,
+    received: u64,
+    sent: u64,
+    /// It moved a packet, in whatever family.
+    active: bool,
+    next: usize,
+}
+
+/// Most numbers are 0.
+fn push_number(chunk: &mut String, value: u64) {
+    if value == 0 {
+        chunk.push('0');
+    } else {
+        // Writing to a string cannot fail.
+        let _ = write!(chunk, "{value}");
     }
 }
 
@@ -123,7 +161,19 @@ mod tests {
     }
 
     fn page(counters: Vec<ElementCounters>) -> String {
-        TrafficPage::new("gw-1", Arc::new(counters)).collect()
+        TrafficPage::new("gw-1", Arc::new(counters), PerIpMetrics::All).collect()
+    }
+
+    #[test]
+    fn only_what_moved_a_packet_is_shown_when_that_is_wanted() {
+        let counters = vec![
+            counted("1.1.1.1/32", None, 0),
+            counted("1.1.1.1/32", Some("tcp/443"), 1),
+            counted("1.1.1.2/32", None, 0),
+        ];
+        let page: String = TrafficPage::new("gw-1", Arc::new(counters), PerIpMetrics::Active).collect();
+        assert_eq!(page.matches("ip=\"1.1.1.1/32\"").count(), 4);
+        assert!(!page.contains("1.1.1.2"));
     }
 
     #[test]
@@ -152,7 +202,7 @@ mod tests {
                 ElementCounters::zero(Element::host(address.into(), None))
             })
             .collect();
-        let chunks: Vec<String> = TrafficPage::new("gw-1", Arc::new(counters)).collect();
+        let chunks: Vec<String> = TrafficPage::new("gw-1", Arc::new(counters), PerIpMetrics::All).collect();
         assert!(chunks.len() > 10);
         assert!(chunks.iter().all(|chunk| chunk.len() < CHUNK_BYTES + 1024));
         let samples =

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use allowlist::codec;
 use allowlist::feed::{
-    Applied, CutReport, DeniedFlow, Hello, SUBPROTOCOL, SessionStart, ToGateway, ToServer, Welcome,
+    ACCEPTS_HEADER, Applied, CutReport, DeniedFlow, Hello, SUBPROTOCOL, SessionStart, ToGateway, ToServer,
+    Welcome,
 };
 use allowlist::{Change, Element};
 use futures_util::{SinkExt, StreamExt};
-use gateway::config::{Config, FirewallKind, Unlisted};
+use gateway::config::{Config, FirewallKind, Metering, Unlisted};
 use gateway::feed::Timings;
 use gateway::firewall::fake::FakeFirewall;
 use gateway::firewall::{DRAIN_IDLE, DRAIN_LIMIT, Policy};
@@ -123,7 +124,13 @@ impl Cluster {
             rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        Server { listener, address, acceptor: TlsAcceptor::from(Arc::new(config)), subprotocol: SUBPROTOCOL }
+        Server {
+            listener,
+            address,
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            subprotocol: SUBPROTOCOL,
+            accepts: "",
+        }
     }
 
     pub async fn servers(&self, count: usize) -> Vec<Server> {
@@ -141,6 +148,8 @@ pub struct Server {
     pub address: SocketAddr,
     acceptor: TlsAcceptor,
     pub subprotocol: &'static str,
+    /// What it says it reads beyond the first release's frames.
+    pub accepts: &'static str,
 }
 
 impl Server {
@@ -164,7 +173,7 @@ impl Server {
     pub async fn try_accept(&self) -> Option<Session> {
         let (tcp, _) = self.listener.accept().await.unwrap();
         let stream = self.acceptor.accept(tcp).await.ok()?;
-        let subprotocol = self.subprotocol;
+        let (subprotocol, accepts) = (self.subprotocol, self.accepts);
         #[allow(clippy::result_large_err, reason = "the callback's type is the library's")]
         let check = move |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
             let bearer = request.headers().get("authorization").and_then(|value| value.to_str().ok());
@@ -175,6 +184,9 @@ impl Server {
             }
             assert_eq!(request.headers().get("sec-websocket-protocol").unwrap(), SUBPROTOCOL);
             response.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(subprotocol));
+            if !accepts.is_empty() {
+                response.headers_mut().insert(ACCEPTS_HEADER, HeaderValue::from_static(accepts));
+            }
             Ok(response)
         };
         let socket = accept_hdr_async(stream, check).await.ok()?;
@@ -371,6 +383,7 @@ impl Setup {
                 drain_idle: DRAIN_IDLE,
                 drain_limit: DRAIN_LIMIT,
             },
+            metering: Metering::default(),
         };
         let timings = Timings { silence: DEADLINE, connect: DEADLINE, ..Timings::default() };
         Self { config, timings, kernel: FakeFirewall::new() }

@@ -28,7 +28,7 @@ fn many(count: u32) -> BTreeSet<Element> {
 }
 
 /// Sends datagrams to an echo server one after the other; returns packets and payload bytes.
-fn talk(client: &UdpSocket, server: &UdpSocket, sizes: &[usize]) -> (u64, u64) {
+pub(crate) fn talk(client: &UdpSocket, server: &UdpSocket, sizes: &[usize]) -> (u64, u64) {
     let address = server.local_addr().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| echo(server));

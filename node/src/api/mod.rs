@@ -18,7 +18,7 @@
 //!
 //! Map: [`router`](mod@router) lists every path; `entries`, `members`, `status`, `tokens`, `session`, `health` hold the handlers;
 //! `entry_view` is an entry as JSON, `search` finds entries; `input` and [`problem`] give axum's extractors and all
-//! errors one shape; `once` makes writes safe to repeat; `bulk` moves whole lists, `backup` whole states; `metrics`
+//! errors one shape; `once` makes writes safe to repeat; `bulk` moves whole lists, `backup` whole states; `traffic` says who moves most, `metrics`
 //! counts.
 
 use std::sync::Arc;
@@ -59,6 +59,7 @@ mod search;
 mod session;
 mod status;
 mod tokens;
+mod traffic;
 mod wait;
 
 pub use router::{openapi, router};
@@ -123,6 +124,7 @@ impl AppState {
         let source: GatewaySource = Arc::new(move || source.snapshot());
         cluster.set_gateway_source(source);
         cluster.set_denied_log(sessions.denied().clone());
+        cluster.set_traffic_book(sessions.traffic().clone());
         sessions.metrics().register(&settings.registry)?;
         cluster.meter().register(&settings.registry)?;
         let metrics = Metrics::new(settings.registry)?;

@@ -22,7 +22,7 @@ use utoipa_axum::routes;
 use super::problem::{self, Code, Problem};
 use super::{
     AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, audit, backup, bulk, denied, entries, fence,
-    headers, health, history, impact, members, metrics, receipts, recovery, session, status, tokens,
+    headers, health, history, impact, members, metrics, receipts, recovery, session, status, tokens, traffic,
 };
 use crate::auth::caller::SESSION_COOKIE;
 use crate::{feed, web};
@@ -43,6 +43,7 @@ fn paths() -> OpenApiRouter<AppState> {
         .routes(routes!(status::get))
         .routes(routes!(receipts::cuts))
         .routes(routes!(denied::list))
+        .routes(routes!(traffic::top))
         .routes(routes!(members::list, members::add))
         .routes(routes!(members::remove))
         .routes(routes!(members::step_down))

@@ -135,6 +135,7 @@ impl Cluster {
                 complete,
                 gateways: Mutex::default(),
                 denied: OnceLock::new(),
+                traffic: OnceLock::new(),
                 retiring: CancellationToken::new(),
                 draining: CancellationToken::new(),
                 leave: CancellationToken::new(),

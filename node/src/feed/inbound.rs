@@ -85,7 +85,11 @@ pub(super) async fn receive(
                 }
                 reporter.applied(&report, in_sync);
             }
-            Some(ToServer::Traffic(deltas)) => reporter.metrics().traffic(reporter.name(), &deltas),
+            Some(ToServer::Traffic(deltas)) => {
+                reporter.metrics().traffic(reporter.name(), &deltas);
+                reporter.book().elements(reporter.name(), &deltas);
+            }
+            Some(ToServer::Sources(deltas)) => reporter.book().sources(reporter.name(), &deltas),
             Some(ToServer::Denied(flows)) => reporter.denied(&flows),
             Some(ToServer::Cut(report)) => reporter.cut(report),
             Some(ToServer::ResyncRequest { reason }) => {

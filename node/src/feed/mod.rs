@@ -1,7 +1,8 @@
 //! The feed: what the published set is, to every gateway connected here (`/ws`, subprotocol `outputguard.v1`).
 //!
 //! Map: [`upgrade`] lets a gateway in, `session` is one gateway's session from hello to goodbye, `outbound` sends it
-//! what it lacks, `inbound` takes its reports, [`sessions`] lists who is connected, `quorum_watch` sends gateways away
+//! what it lacks, `inbound` takes its reports, [`traffic`] and [`receipts`] keep
+//! what they say for people who ask, [`sessions`] lists who is connected, `quorum_watch` sends gateways away
 //! from a node that lost its cluster, `metrics` counts.
 //!
 //! A session pulls: it remembers the revision its gateway has been sent and reads on from there in the node's
@@ -20,6 +21,7 @@ pub mod receipts;
 mod session;
 pub mod sessions;
 mod split;
+pub mod traffic;
 pub(crate) mod upgrade;
 
 pub use metrics::FeedMetrics;

@@ -11,6 +11,7 @@ use super::Limits;
 use super::denied::DeniedLog;
 use super::metrics::FeedMetrics;
 use super::receipts::CutReceipts;
+use super::traffic::TrafficBook;
 use crate::cluster::GatewayStatus;
 
 /// Most gateway connections on one node, those that have not said hello included.
@@ -28,6 +29,7 @@ struct Shared {
     metrics: FeedMetrics,
     receipts: CutReceipts,
     denied: DeniedLog,
+    traffic: TrafficBook,
     places: Arc<Semaphore>,
     table: Mutex<Table>,
     /// Sessions ended so far; moves when one ends.
@@ -78,6 +80,7 @@ impl Sessions {
             metrics: FeedMetrics::new()?,
             receipts: CutReceipts::default(),
             denied: DeniedLog::default(),
+            traffic: TrafficBook::default(),
             places: Arc::new(Semaphore::new(MAX_SESSIONS)),
             table: Mutex::default(),
             ended: watch::Sender::new(0),
@@ -103,6 +106,11 @@ impl Sessions {
     /// What gateways said of packets they denied.
     pub fn denied(&self) -> &DeniedLog {
         &self.shared.denied
+    }
+
+    /// What gateways said of traffic.
+    pub fn traffic(&self) -> &TrafficBook {
+        &self.shared.traffic
     }
 
     /// How each connected gateway stands, sorted by name.
@@ -245,6 +253,11 @@ impl Reporter {
     /// What the feed counts.
     pub(super) fn metrics(&self) -> &FeedMetrics {
         self.sessions.metrics()
+    }
+
+    /// What gateways said of traffic.
+    pub(super) fn book(&self) -> &TrafficBook {
+        self.sessions.traffic()
     }
 
     /// Does nothing once another session took the name over.

@@ -3,13 +3,13 @@
 use axum::Extension;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{FromRequestParts, State, WebSocketUpgrade};
-use axum::http::HeaderMap;
 use axum::http::header::SEC_WEBSOCKET_PROTOCOL;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 
 use allowlist::codec::MAX_FRAME_BYTES;
-use allowlist::feed::SUBPROTOCOL;
+use allowlist::feed::{ACCEPTS_HEADER, ACCEPTS_SOURCES, SUBPROTOCOL};
 
 use super::session::{self, Opening};
 use crate::api::problem::{Code, NO_QUORUM_RETRY_S, Problem, ProblemBody, UNAVAILABLE_RETRY_S};
@@ -81,7 +81,11 @@ pub(crate) async fn connect(
         upgrade.protocols([SUBPROTOCOL]).max_message_size(MAX_FRAME_BYTES).max_frame_size(MAX_FRAME_BYTES);
     let upgrade =
         upgrade.on_failed_upgrade(|error| tracing::info!(%error, "a gateway left during the upgrade"));
-    Ok(upgrade.on_upgrade(move |socket| session::serve(socket, opening)))
+    let mut response = upgrade.on_upgrade(move |socket| session::serve(socket, opening));
+    // Newer gateways send what this release reads, and no more.
+    let accepts = HeaderName::from_static(ACCEPTS_HEADER);
+    response.headers_mut().insert(accepts, HeaderValue::from_static(ACCEPTS_SOURCES));
+    Ok(response)
 }
 
 fn offered_subprotocols(headers: &HeaderMap) -> Vec<String> {

@@ -112,7 +112,8 @@ fn acts(request: &Request) -> bool {
         | Request::Room
         | Request::Process
         | Request::Features
-        | Request::Denied(_) => false,
+        | Request::Denied(_)
+        | Request::Traffic { .. } => false,
     }
 }
 

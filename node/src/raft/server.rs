@@ -409,6 +409,9 @@ impl Cluster {
             Request::Join { id, node, pristine } => {
                 self.join_here(id, node, pristine).await.map(|()| Response::Joined)
             }
+            Request::Traffic { window, gateway } => {
+                Ok(Response::Traffic(self.traffic_here(window, gateway.as_deref())))
+            }
             Request::Room => Ok(Response::Room(self.has_room_to_spare())),
             Request::Process => Ok(Response::Process { id: self.id(), process: self.process() }),
             Request::Misses { vote } => Ok(succession::answer(self, vote).await),

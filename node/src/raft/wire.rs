@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::change::{ChangeRefusal, ChangeRequest, MemberChange, MemberChanged};
 use crate::cluster::{InactiveFeature, NodeStatus};
 use crate::feed::denied::{DeniedPage, DeniedQuery};
+use crate::feed::traffic::{TrafficSums, Window};
 
 pub(crate) use frame::{WireError, decode, encode, framing};
 use frame::{config, decode_whole};
@@ -154,6 +155,13 @@ pub(crate) enum Request {
     },
     /// What did the node's gateways deny?
     Denied(DeniedQuery),
+    /// What did gateways with a session on you say of traffic? A node of an older release refuses it.
+    Traffic {
+        /// Of this time.
+        window: Window,
+        /// Of one gateway, or of all.
+        gateway: Option<String>,
+    },
 }
 
 /// Which token a write is made with. The text itself never leaves the node it was shown to.
@@ -218,6 +226,8 @@ pub(crate) enum Response {
     Features(FeatureLevel),
     /// To [`Request::Denied`].
     Denied(DeniedPage),
+    /// To [`Request::Traffic`].
+    Traffic(TrafficSums),
 }
 
 /// The newest entry of a log; the greater one holds more.

@@ -17,3 +17,4 @@ mod lifetimes;
 mod no_quorum;
 mod once;
 mod pages;
+mod traffic;

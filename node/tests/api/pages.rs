@@ -42,6 +42,7 @@ async fn the_description_lists_every_route() {
         "get /api/v1/status",
         "get /api/v1/receipts/cuts",
         "get /api/v1/denied",
+        "get /api/v1/traffic/top",
         "get /api/v1/audit",
         "get /api/v1/cluster/members",
         "post /api/v1/cluster/members",

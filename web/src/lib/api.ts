@@ -1,5 +1,15 @@
 // Calls of /api/v1. The session is a cookie the page cannot read; every error is a `Problem`.
-import type { DeniedPage, Entry, EntryPage, Impact, NewEntry, Session, Status } from "./types";
+import type {
+  DeniedPage,
+  Entry,
+  EntryPage,
+  Impact,
+  NewEntry,
+  Session,
+  Status,
+  TopTraffic,
+  TrafficBy,
+} from "./types";
 
 const TIMEOUT_MS = 15_000;
 
@@ -41,6 +51,9 @@ export const denied = (source: string, limit: number) => {
 };
 
 export const status = () => call<Status>("GET", "/status");
+
+export const topTraffic = (by: TrafficBy, window: string) =>
+  call<TopTraffic>("GET", `/traffic/top?${new URLSearchParams({ by, window })}`);
 
 async function call<T>(method: string, path: string, body?: unknown): Promise<T> {
   let response: Response;

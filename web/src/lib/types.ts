@@ -117,6 +117,30 @@ export interface DeniedPage {
   nodes: { name: string; answered: boolean }[];
 }
 
+export type TrafficBy = "source" | "entry";
+
+export interface TrafficMoved {
+  packets_out: number;
+  bytes_out: number;
+  packets_in: number;
+  bytes_in: number;
+}
+
+export interface TrafficRow extends TrafficMoved {
+  name: string | null;
+  entry: string | null;
+  gateways: string[];
+  with: { name: string | null; entry: string | null; bytes: number }[];
+}
+
+export interface TopTraffic {
+  by: TrafficBy;
+  window_minutes: number | null;
+  rows: TrafficRow[];
+  total: TrafficMoved;
+  silent_nodes: string[];
+}
+
 export interface Session {
   name: string;
   role: "gateway" | "viewer" | "editor" | "admin";

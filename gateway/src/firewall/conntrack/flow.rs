@@ -8,6 +8,7 @@ use crate::firewall::netlink::attribute::{Attribute, Attributes};
 // `CTA_*`.
 pub(super) const TUPLE_ORIG: u16 = 1;
 pub(super) const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
 pub(super) const COUNTERS_ORIG: u16 = 9;
 pub(super) const COUNTERS_REPLY: u16 = 10;
 pub(super) const ID: u16 = 12;
@@ -26,6 +27,8 @@ const PROTO_SRC_PORT: u16 = 2;
 // `CTA_COUNTERS_*`.
 const COUNTERS_PACKETS: u16 = 1;
 const COUNTERS_BYTES: u16 = 2;
+/// `IPS_DYING` of `linux/netfilter/nf_conntrack_common.h`: it is being taken out of the table, and its end was told.
+const STATUS_DYING: u32 = 1 << 9;
 
 /// A flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,13 +45,15 @@ pub(in crate::firewall) struct Flow {
     pub(in crate::firewall) hides_source: bool,
     /// Counted towards the destination and back; `None` when the kernel did not count this flow.
     pub(in crate::firewall) counted: Option<(Counters, Counters)>,
+    /// Its end was told already, although it is still listed.
+    pub(in crate::firewall) dying: bool,
     /// What the kernel knows it by, as it wrote it.
     pub(super) key: Key,
 }
 
 /// What a deletion names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Key {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::firewall) struct Key {
     pub(super) tuple: Vec<u8>,
     /// Tells it from a later flow with the same addresses.
     pub(super) id: Vec<u8>,
@@ -69,6 +74,11 @@ impl Flow {
         self.key.zone.as_ref().is_some_and(|zone| zone.iter().any(|byte| *byte != 0))
     }
 
+    /// Tells it from every other flow, earlier and later ones included.
+    pub(in crate::firewall) const fn identity(&self) -> &Key {
+        &self.key
+    }
+
     /// Reads a message of a dump; `None` for one without both directions.
     pub(super) fn read(attributes: Attributes<'_>) -> Option<Self> {
         let key = attributes.find(TUPLE_ORIG)?;
@@ -83,12 +93,28 @@ impl Flow {
             port: back.source_port,
             hides_source: back.destination != there.source,
             counted,
+            dying: (attributes.find(STATUS).and_then(|status| status.as_u32_network()))
+                .is_some_and(|status| status & STATUS_DYING != 0),
             key: Key {
                 tuple: key.value.to_vec(),
                 id: attributes.find(ID)?.value.to_vec(),
                 zone: attributes.find(ZONE).map(|zone| zone.value.to_vec()),
             },
         })
+    }
+}
+
+#[cfg(test)]
+impl Flow {
+    /// A UDP flow to port 9, told from others by `number`.
+    pub(in crate::firewall) fn for_tests(
+        source: IpAddr,
+        destination: IpAddr,
+        number: u16,
+        counted: Option<(Counters, Counters)>,
+    ) -> Self {
+        let key = Key { tuple: Vec::new(), id: number.to_be_bytes().to_vec(), zone: None };
+        Self { source, destination, protocol: 17, port: 9, hides_source: true, counted, dying: false, key }
     }
 }
 
@@ -138,6 +164,7 @@ mod tests {
             port: 443,
             hides_source: true,
             counted: None,
+            dying: false,
             key: Key { tuple: Vec::new(), id: Vec::new(), zone: zone.map(Vec::from) },
         };
         assert!(!of_zone(None).in_other_zone() && !of_zone(Some([0, 0])).in_other_zone());

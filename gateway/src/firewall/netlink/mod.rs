@@ -1,8 +1,9 @@
 //! Messages to and from the kernel's netfilter subsystems: [`attribute`] writes and reads what they are made of,
-//! [`socket`] carries them, [`answer`] parts what comes back.
+//! [`socket`] carries them, [`answer`] parts what comes back, [`listener`] hears what the kernel tells unasked.
 
 pub(super) mod answer;
 pub(super) mod attribute;
+pub(super) mod listener;
 pub(super) mod socket;
 
 /// `nlmsghdr`.

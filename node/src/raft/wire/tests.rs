@@ -5,6 +5,7 @@ use openraft::vote::RaftLeaderId as _;
 
 use super::*;
 use crate::feed::denied::{DeniedKey, DeniedRow};
+use crate::feed::traffic::{ElementLine, Moved, SourceLine};
 use crate::raft::change::{MemberChange, RefusalKind};
 
 fn log_id(index: u64) -> LogId {
@@ -36,6 +37,19 @@ fn denied_row() -> DeniedRow {
         port: 443,
     };
     DeniedRow { key, packets: 3, first_ms: 7, last_ms: 9 }
+}
+
+fn traffic() -> TrafficSums {
+    let source = SourceLine { gateway: "gw".into(), source: Some([10, 0, 0, 1].into()), element: None };
+    let element = ElementLine { gateway: "gw".into(), element: None };
+    let moved = |numbers: [u64; 4]| {
+        let [packets_out, bytes_out, packets_in, bytes_in] = numbers;
+        Moved { packets_out, bytes_out, packets_in, bytes_in }
+    };
+    TrafficSums {
+        sources: vec![(source, moved([1, 2, 3, 4]))],
+        elements: vec![(element, moved([4, 3, 2, 1]))],
+    }
 }
 
 fn request(entries: Vec<Entry>) -> AppendEntriesRequest<TypeConfig> {
@@ -230,6 +244,19 @@ fn the_bytes_of_version_1_are_frozen() {
             .unwrap()
             .to_vec(),
             "01011301 0167 00 0a000007 00 09090909 06 fbbb01 030709 01",
+        ),
+        (
+            encode(&envelope(Request::Traffic {
+                window: Window::Minutes(10),
+                gateway: Some("gw".to_owned()),
+            }))
+            .unwrap()
+            .to_vec(),
+            "010701100000000000000000000000000000000102010318000a01026777",
+        ),
+        (
+            encode(&Answer { sequence: 1, response: Response::Traffic(traffic()) }).unwrap().to_vec(),
+            "01011401026777 01000a000001 00 01020304 01026777 00 04030201",
         ),
     ];
     for (bytes, frozen) in cases {
