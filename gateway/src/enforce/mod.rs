@@ -35,7 +35,7 @@ use crate::held::Held;
 use crate::state::StateStore;
 
 /// How often chains and sets are compared with what they should be.
-pub const REPAIR_INTERVAL: Duration = Duration::from_secs(3);
+pub const REPAIR_INTERVAL: Duration = Duration::from_secs(2);
 /// First wait after the kernel refused; it doubles up to [`KERNEL_RETRY_MAX`].
 pub const KERNEL_RETRY_BASE: Duration = Duration::from_millis(100);
 /// Longest wait between two attempts after the kernel refused.

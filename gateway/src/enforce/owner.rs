@@ -222,7 +222,7 @@ impl Owner {
 
     /// A failure does not hold up changes: what they revoke is closed whatever else is wrong.
     fn repair(&mut self) {
-        match self.firewall.repair() {
+        match self.firewall.repair_what_was_seen() {
             Ok(repairs) => {
                 for repair in &repairs {
                     tracing::warn!(what = %repair.what, "repaired what somebody changed in our firewall");

@@ -131,16 +131,21 @@ impl Chains {
         if stands { Ok(()) } else { self.close_where_open().map(drop) }
     }
 
-    /// True when all our jumps are in their places.
+    /// True when the jumps of our chains for forwarded packets are in their places.
     pub(super) fn is_led_in(&self) -> Result<bool, FirewallError> {
         for chain in Chain::BOTH {
-            let wanted = chain.jumps(self.family, &self.internal_cidrs);
-            let present = self.listing(chain.table(), chain.parent())?.unwrap_or_default();
-            if !leads_only_by(&wanted, &present, chain) {
+            if !self.is_led_to(chain)? {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// True when the jumps to the chain are in their places, and no others.
+    pub(super) fn is_led_to(&self, chain: Chain) -> Result<bool, FirewallError> {
+        let wanted = chain.jumps(self.family, &self.internal_cidrs);
+        let present = self.listing(chain.table(), chain.parent())?.unwrap_or_default();
+        Ok(leads_only_by(&wanted, &present, chain))
     }
 
     /// Makes our jumps the first rules of the chain's parent; whoever stands in front of them could let packets pass

@@ -7,6 +7,7 @@ use std::time::Instant;
 use allowlist::feed::CutCause;
 use allowlist::{Change, Element};
 
+use super::chain_watch::{ChainWatch, Expected};
 use super::chains::Chains;
 use super::conntrack::{FlowRoom, switch_on_accounting};
 use super::cut::CutSink;
@@ -23,6 +24,8 @@ use super::{DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcom
 pub struct KernelFirewall {
     holding: Holding,
     chains: [Chains; 2],
+    /// Compares the chains with what they should be, once they were.
+    watch: Option<ChainWatch>,
     /// Each chain's rules as the kernel's tool prints them after we wrote them.
     bodies: [[Option<Vec<String>>; 4]; 2],
     options: KernelOptions,
@@ -82,6 +85,7 @@ impl KernelFirewall {
         Ok(Self {
             holding: Holding::new(&options)?,
             chains: chains(&options),
+            watch: None,
             bodies: Default::default(),
             options,
             cutter: None,
@@ -189,9 +193,27 @@ impl KernelFirewall {
 
     fn body_is_right(&self, family: usize, chain: Chain) -> Result<bool, FirewallError> {
         let present = self.chains[family].body(chain)?;
+        Ok(self.expected(family, chain).is(present.as_ref()))
+    }
+
+    fn expected(&self, family: usize, chain: Chain) -> Expected {
         let wanted = chain.body(Family::BOTH[family], &self.options);
-        let printed = self.bodies[family][chain as usize].as_ref();
-        Ok(present.is_some_and(|present| present == wanted || printed == Some(&present)))
+        Expected { wanted, printed: self.bodies[family][chain as usize].clone() }
+    }
+
+    /// Has the chains watched, which are as they should be.
+    fn watch(&mut self) {
+        let guard = self.options.guard.iter().flat_map(|_| Chain::HOST);
+        let watched: Vec<Chain> = Chain::BOTH.into_iter().chain(guard).collect();
+        let expected = [0, 1]
+            .map(|family| watched.iter().map(|chain| (*chain, self.expected(family, *chain))).collect());
+        match &self.watch {
+            Some(watch) => watch.expect(expected),
+            None => match ChainWatch::start(chains(&self.options), expected) {
+                Ok(watch) => self.watch = Some(watch),
+                Err(error) => tracing::warn!(%error, "changes wait for comparisons of the chains"),
+            },
+        }
     }
 
     /// Remembers how this version of the tool prints the rules, since that differs between versions.
@@ -400,7 +422,26 @@ impl Firewall for KernelFirewall {
         Err(error)
     }
 
+    fn repair_what_was_seen(&mut self) -> Result<Vec<Repair>, FirewallError> {
+        let is_well = self.watch.as_ref().is_some_and(ChainWatch::is_well);
+        if is_well && self.holding.misfits()?.is_empty() {
+            let (wrong, failure) = self.holding.mend();
+            self.unswept |= !wrong.is_empty();
+            return match failure {
+                Some(error) => Err(error.into()),
+                None => {
+                    self.sweep_when_settled();
+                    Ok(wrong.into_iter().map(|what| Repair { what }).collect())
+                }
+            };
+        }
+        let repairs = self.repair()?;
+        self.watch();
+        Ok(repairs)
+    }
+
     fn cleanup(&mut self) -> Result<(), FirewallError> {
+        self.watch = None;
         self.cutter = None;
         self.log = LogStanding::default();
         self.sources = None;

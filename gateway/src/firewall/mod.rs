@@ -6,7 +6,7 @@
 //! The trait is narrow on purpose (no word of ipset or iptables in it), so that an nftables or tc driver can follow.
 //!
 //! Map: [`admit`] judges an element before any driver enforces it; [`layout`] names the sets and says which kernel
-//! members make an element; [`rules`] is the text of our chains, [`chains`] puts it into the kernel; [`ipset`] speaks
+//! members make an element; [`rules`] is the text of our chains, [`chains`] puts it into the kernel and [`chain_watch`] sees whether it is still there; [`ipset`] speaks
 //! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts, of which [`carried`] outlives the process;
 //! [`holding`] moves elements between what passes and what drains ([`drain`]); [`cutter`] takes flows out of [`conntrack`]
 //! and reports them ([`cut`]); [`egress`] is the way out, [`host_guard`] the rules for the machine itself; [`sources`] counts
@@ -22,6 +22,7 @@ use allowlist::{Change, Element};
 
 mod admit;
 mod carried;
+mod chain_watch;
 mod chains;
 mod conntrack;
 mod covering;
@@ -142,6 +143,15 @@ pub trait Firewall: Send {
     /// # Errors
     /// [`FirewallError`].
     fn repair(&mut self) -> Result<Vec<Repair>, FirewallError>;
+
+    /// As [`Self::repair`], for a loop that has other things to do: chains are compared elsewhere meanwhile, and put back
+    /// here when a difference was seen.
+    ///
+    /// # Errors
+    /// [`FirewallError`].
+    fn repair_what_was_seen(&mut self) -> Result<Vec<Repair>, FirewallError> {
+        self.repair()
+    }
 
     /// Removes every trace of us from the kernel, going on past errors.
     ///

@@ -281,3 +281,37 @@ fn a_host_without_forwarding_is_told_the_command() {
         "forwarding is off; run `sysctl -w net.ipv4.ip_forward=1` and keep it in /etc/sysctl.d/"
     );
 }
+
+/// What the gateway's loop calls: chains are compared by another thread.
+#[test]
+fn what_somebody_broke_is_seen_and_repaired_soon_although_rules_are_not_listed_each_time() {
+    let net = Net::new();
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32", "9.9.9.9/32 udp/53"])).unwrap();
+    let beacon = net.internet.udp("8.8.8.8", 7);
+    let unlisted = net.internet.udp("9.9.9.9", 99);
+    assert_eq!(firewall.repair_what_was_seen().unwrap(), []);
+    for (sabotage, name) in [
+        ("-I OG-FORWARD 1 -j ACCEPT", "filter OG-FORWARD (v4): rules were not ours"),
+        ("-D FORWARD -j OG-FORWARD", "filter FORWARD (v4): jump to OG-FORWARD was missing"),
+        ("-t nat -F OG-NAT", "nat OG-NAT (v4): rules were not ours"),
+    ] {
+        command("iptables", &sabotage.split(' ').collect::<Vec<_>>());
+        let deadline = std::time::Instant::now() + crate::net::PATIENCE;
+        let found = loop {
+            let found = firewall.repair_what_was_seen().unwrap();
+            if !found.is_empty() {
+                break found;
+            }
+            assert!(std::time::Instant::now() < deadline, "{sabotage} was not seen");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        };
+        assert_eq!(found.iter().map(|repair| repair.what.as_str()).collect::<Vec<_>>(), [name]);
+        assert!(net.passes(&unlisted, &beacon).is_none(), "{sabotage}");
+        assert!(net.passes(&net.internet.udp("9.9.9.9", 53), &beacon).is_some(), "{sabotage}");
+    }
+    // Sets are compared by the call itself.
+    command("ipset", &["del", "og4o", "8.8.8.8"]);
+    assert_eq!(firewall.repair_what_was_seen().unwrap().len(), 1);
+    assert_eq!(firewall.repair_what_was_seen().unwrap(), []);
+}
