@@ -23,6 +23,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("netlink", gateway::fuzzing::netlink),
     ("ipset", gateway::fuzzing::ipset),
     ("conntrack", gateway::fuzzing::conntrack),
+    ("denials", gateway::fuzzing::denials),
     ("iptables", gateway::fuzzing::iptables),
     ("state", gateway::fuzzing::state),
 ];

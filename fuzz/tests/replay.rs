@@ -17,7 +17,7 @@ fn every_target_takes_its_seeds_and_what_once_broke_it() {
         let seeds = inputs("seeds", name);
         assert!(
             !seeds.is_empty(),
-            "{name} has no seeds; OUTPUTGUARD_RECORD_SEEDS=1 cargo test -p fuzz makes them"
+            "{name} has no seeds; OUTPUTGUARD_RECORD_SEEDS=1 cargo test -p fuzz --test seeds makes them"
         );
         for path in seeds.into_iter().chain(inputs("crashes", name)) {
             println!("{name} {}", path.display());

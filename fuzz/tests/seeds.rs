@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::process::Command;
 
@@ -14,10 +15,14 @@ use allowlist::{Change, Digest, Element};
 use gateway::held::Held;
 use netlink_sys::{Socket, SocketAddr};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 use uuid::Uuid;
 
 /// Listings are longer than what is worth committing; the beginning has everything.
 const MAX_SEED_BYTES: usize = 4096;
+/// How long the kernel may take to answer, seconds.
+const PATIENCE_S: i64 = 20;
 /// `NETLINK_NETFILTER`.
 const NETFILTER: isize = 12;
 /// `nlmsghdr` and `nfgenmsg`.
@@ -144,10 +149,19 @@ fn command(program: &str, arguments: &str) -> Vec<u8> {
     output.stdout
 }
 
-/// Answers of the kernel in the calling thread's network namespace, one datagram each.
-fn ask(question: &[u8]) -> Vec<Vec<u8>> {
+/// A socket to the kernel that fails rather than wait for ever.
+fn netfilter() -> Socket {
     let mut socket = Socket::new(NETFILTER).unwrap();
     socket.bind_auto().unwrap();
+    // SAFETY: the descriptor is open for as long as `socket` lives, which outlives this borrow.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+    setsockopt(&descriptor, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE_S, 0)).unwrap();
+    socket
+}
+
+/// Answers of the kernel in the calling thread's network namespace, one datagram each.
+fn ask(question: &[u8]) -> Vec<Vec<u8>> {
+    let mut socket = netfilter();
     socket.send_to(question, &SocketAddr::new(0, 0), 0).unwrap();
     let mut datagrams = Vec::new();
     loop {
@@ -196,6 +210,33 @@ fn furnish() {
     }
 }
 
+/// A datagram of the log of denied packets.
+fn logged() -> Vec<u8> {
+    command("iptables", "-w -I OUTPUT -j NFLOG --nflog-group 100 --nflog-prefix og-deny");
+    let socket = netfilter();
+    socket.send_to(&gateway::fuzzing::denials_question(100), &SocketAddr::new(0, 0), 0).unwrap();
+    let (answer, _) = socket.recv_from_full().unwrap();
+    assert_eq!(answer[16..20], [0; 4], "the group is ours");
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.send_to(b"hello", udp.local_addr().unwrap()).unwrap();
+    let (datagram, _) = socket.recv_from_full().unwrap();
+    assert!(datagram.windows(7).any(|window| window == b"og-deny"), "{datagram:?}");
+    datagram
+}
+
+/// Packets as the log copies them: UDP over IPv4, TCP behind two extension headers of IPv6.
+#[test]
+fn packets_as_they_are_logged_pass_their_target() {
+    let mut v4 = vec![0x45, 0, 0, 33, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 8, 8, 8, 8];
+    v4.extend([0x80, 1, 0, 53, 0, 13, 0, 0]);
+    seed("denials", "v4-udp", &v4);
+    let mut v6 = vec![0x60, 0, 0, 0, 0, 36, 0, 64];
+    v6.extend([[0xfd; 16], [0x2a; 16]].concat());
+    v6.extend([44, 0, 1, 4, 0, 0, 0, 0, 6, 0, 0, 1, 0, 0, 0, 9]);
+    v6.extend([0x80, 1, 1, 0xbb, 0, 0, 0, 0]);
+    seed("denials", "v6-tcp", &v6);
+}
+
 #[test]
 fn what_kernel_and_iptables_answer_passes_its_targets() {
     let work = || {
@@ -220,6 +261,7 @@ fn what_kernel_and_iptables_answer_passes_its_targets() {
             let length = u32::from_ne_bytes(first[..4].try_into().unwrap()) as usize;
             seed(target, name, &first[HEADERS_BYTES.min(length)..length]);
         }
+        seed("denials", "logged", &logged());
         for program in ["iptables", "ip6tables"] {
             let listing = command(program, "-w -S FORWARD");
             assert!(String::from_utf8_lossy(&listing).contains("-A FORWARD -j OG-FORWARD"));

@@ -2,6 +2,7 @@
 
 pub use super::chains::fuzzing::iptables;
 pub use super::conntrack::fuzzing::conntrack;
+pub use super::denial_log::fuzzing::{denials, denials_question};
 pub use super::ipset::fuzzing::ipset;
 
 use super::conntrack::fuzzing as flows;

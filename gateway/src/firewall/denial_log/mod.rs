@@ -7,6 +7,8 @@
 //! The log is for people: without it nothing passes that should not. So a group that another program reads, or a kernel
 //! without the log, is told and retried, and never keeps a gateway from working.
 
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
 mod packet;
 mod subscription;
 

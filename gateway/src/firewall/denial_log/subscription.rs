@@ -12,7 +12,7 @@ use crate::firewall::netlink::socket::{ExchangeError, Socket, Take};
 use crate::firewall::netlink::{begin, seal};
 
 /// `NFNL_SUBSYS_ULOG`.
-const SUBSYSTEM: u16 = 4;
+pub(super) const SUBSYSTEM: u16 = 4;
 /// `NFULNL_MSG_CONFIG`.
 const CONFIG: u16 = 1;
 // `NFULA_CFG_*`.
@@ -28,9 +28,9 @@ const COPY_PACKET: u8 = 2;
 /// `NFULNL_CFG_F_SEQ`: packets are numbered, so that what was lost shows.
 const NUMBERED: u16 = 1;
 // `NFULA_*`.
-const PAYLOAD: u16 = 9;
-const PACKET_PREFIX: u16 = 10;
-const SEQUENCE: u16 = 12;
+pub(super) const PAYLOAD: u16 = 9;
+pub(super) const PACKET_PREFIX: u16 = 10;
+pub(super) const SEQUENCE: u16 = 12;
 /// Where `nfgenmsg` names the group.
 const RESOURCE: std::ops::Range<usize> = 18..20;
 
@@ -101,7 +101,7 @@ impl Subscription {
 }
 
 impl Batch {
-    fn read(datagram: &[u8], next: &mut u32) -> Self {
+    pub(super) fn read(datagram: &[u8], next: &mut u32) -> Self {
         let mut batch = Self::default();
         let (messages, _) = answers(datagram, SUBSYSTEM, 0);
         for message in messages {
@@ -128,7 +128,7 @@ impl Batch {
     }
 }
 
-fn configuration(group: u16, sequence: u32) -> Vec<u8> {
+pub(super) fn configuration(group: u16, sequence: u32) -> Vec<u8> {
     let mut message = begin(SUBSYSTEM, CONFIG, libc::NLM_F_ACK, libc::AF_UNSPEC as u8);
     message[RESOURCE].copy_from_slice(&group.to_be_bytes());
     let mut writer = Writer(&mut message);
