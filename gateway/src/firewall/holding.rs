@@ -231,11 +231,16 @@ impl Holding {
         let mut elements: Vec<Element> = self.held.iter().chain(draining).copied().collect();
         // Two sorted runs.
         elements.sort();
+        let nothing_drained = self.drains.each_ref().map(SetPair::counted_nothing);
         Ok(elements
             .into_iter()
             .map(|element| {
                 let at = pair_of(&element);
-                let (passed, drained) = (self.pairs[at].total(&element), self.drains[at].total(&element));
+                let passed = self.pairs[at].total(&element);
+                let drained = match nothing_drained[at] {
+                    true => Default::default(),
+                    false => self.drains[at].total(&element),
+                };
                 ElementCounters {
                     element,
                     packets_out: passed.0.packets.saturating_add(drained.0.packets),

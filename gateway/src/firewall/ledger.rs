@@ -49,6 +49,11 @@ impl Ledger {
         }
     }
 
+    /// True when nothing is known of any member.
+    pub(super) fn is_empty(&self) -> bool {
+        self.seen.is_empty() && self.carried.is_empty()
+    }
+
     /// All that was counted for the member.
     pub(super) fn total(&self, member: &Member) -> Counters {
         let seen = self.seen.get(member).copied().unwrap_or_default();

@@ -251,6 +251,11 @@ impl SetPair {
         gone
     }
 
+    /// True when nothing was ever counted here.
+    pub(super) fn counted_nothing(&self) -> bool {
+        self.out.is_empty() && self.back.is_empty()
+    }
+
     /// What was counted for `element` as of the last [`Self::read`]: out and back.
     pub(super) fn total(&self, element: &Element) -> (Counters, Counters) {
         let mut total = (Counters::default(), Counters::default());

@@ -86,8 +86,18 @@ impl SetPair {
 
     fn observe(&mut self, name: &str, counted: &BTreeMap<Member, Counters>) {
         let ledger = if name == self.layout.out { &mut self.out } else { &mut self.back };
-        for member in self.owners.keys() {
-            ledger.observe(member, counted.get(member).copied().unwrap_or_default());
+        let mut found = 0;
+        for (member, counters) in counted {
+            if self.owners.contains_key(member) {
+                ledger.observe(member, *counters);
+                found += 1;
+            }
+        }
+        // Somebody deleted the others, and what they had counted.
+        if found < self.owners.len() {
+            for member in self.owners.keys().filter(|member| !counted.contains_key(member)) {
+                ledger.observe(member, Counters::default());
+            }
         }
     }
 }
