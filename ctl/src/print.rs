@@ -67,6 +67,12 @@ pub(crate) fn receipt(output: Output, answer: &Value) {
     let ms = text(receipt.get("waited_ms"));
     match receipt.get("resolved") {
         Some(Value::Bool(false)) => println!("not live yet: DNS has not answered after {ms} ms"),
+        _ if !list(receipt.get("silent_nodes")).is_empty() => {
+            println!(
+                "not known: {} did not say which gateways have a session",
+                list(receipt.get("silent_nodes"))
+            );
+        }
         _ if gateways.is_empty() => println!("not live: no gateway has a session"),
         _ if lack.is_empty() => {
             println!("live on {} of {} gateways after {ms} ms", hold.len(), gateways.len())

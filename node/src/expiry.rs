@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntGaugeVec, Opts, Registry};
-use raft_store::command::{Command, MAX_OPERATIONS_PER_BATCH, Operation, Origin, Reply};
+use raft_store::command::{Command, Operation, Origin, Reply};
 use raft_store::state::State;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,8 @@ use crate::raft::clock::wall_clock_ms;
 pub const ACTOR: &str = "expiry";
 /// How often the leader looks: an entry ends within a second of its time.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Most entries that one log entry ends: each may have published thousands of elements.
+const MAX_ENDED_AT_ONCE: usize = 50;
 /// How long a proposal may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Times to their ends by which entries are counted, with the words for them.
@@ -104,6 +106,8 @@ async fn end_those_that_are_over(cluster: &Cluster, metrics: &Metrics) {
 }
 
 fn over(state: &State, now_ms: u64) -> Vec<allowlist::EntryId> {
-    let ended = state.expiring().iter().take_while(|(ends, _)| *ends <= now_ms);
-    ended.map(|(_, id)| *id).take(MAX_OPERATIONS_PER_BATCH).collect()
+    let ended = state.expiring().iter().take_while(|(ends, _)| *ends <= now_ms).map(|(_, id)| *id);
+    // A protected one does not end, whatever a backup says of it.
+    let may_end = ended.filter(|id| state.entry(*id).is_some_and(|entry| !entry.protected));
+    may_end.take(MAX_ENDED_AT_ONCE).collect()
 }

@@ -19,11 +19,14 @@ use crate::command::{
     ResolutionUpdate, Role, Token,
 };
 use crate::features::FeatureLevel;
-use crate::history::{AddressChange, History};
+use crate::history::{AddressChange, History, MAX_CHANGES_OF_ALL};
 use crate::kept::{KeptAnswer, KeptName, MAX_KEPT_REPLIES, Now, name_of};
 use crate::state::{AppliedBatch, Event, EventKind, Resolution, State};
 
 pub use impact::Impact;
+
+/// Most elements that left DNS before and are revoked with the entries removed by one log entry.
+const MAX_DRAINED_PER_BATCH: usize = 50_000;
 
 impl State {
     /// Applies one log entry at `revision`. Cannot fail: a command that does not fit the state is answered with a
@@ -52,7 +55,14 @@ impl State {
         let Step { events, touched, kept, drained, .. } = step;
         let change = net_change(revision, &touched, drained, &self.published);
         (
-            AppliedBatch { revision, at_ms: batch.at_ms, events, change, kept },
+            AppliedBatch {
+                revision,
+                at_ms: batch.at_ms,
+                events,
+                change,
+                published: self.published.digest(),
+                kept,
+            },
             BatchReply { revision, replies },
         )
     }
@@ -252,12 +262,16 @@ impl Step<'_> {
 
     fn add_entry(&mut self, origin: &Origin, new: &NewEntry) -> Reply {
         if let Some(id) = self.state.by_key.get(&(new.target.clone(), new.ports.clone())).copied() {
-            // Asking again for more protection gives it: the list can only get stronger this way.
-            if new.protected
-                && let Some(entry) = self.state.entries.get(&id).filter(|entry| !entry.protected)
-            {
-                let entry = Arc::new(Entry { protected: true, expires_at_ms: None, ..Entry::clone(entry) });
-                self.replace_entry(origin, entry);
+            // Asking again for more protection, or for longer, gives it: what somebody was promised does not go because
+            // somebody else asked for less.
+            if let Some(entry) = self.state.entries.get(&id).cloned() {
+                let protected = entry.protected || new.protected;
+                let longer = entry.expires_at_ms.zip(new.expires_at_ms).map(|(one, other)| one.max(other));
+                let expires_at_ms = longer.filter(|_| !protected);
+                if protected != entry.protected || expires_at_ms != entry.expires_at_ms {
+                    let entry = Entry { protected, expires_at_ms, ..Entry::clone(&entry) };
+                    self.replace_entry(origin, Arc::new(entry));
+                }
             }
             return Reply::Added { id, created: false };
         }
@@ -312,12 +326,17 @@ impl Step<'_> {
         self.state.entries.remove(&id);
         entry.expires_at_ms.map(|at_ms| self.state.expiring.remove(&(at_ms, id)));
         self.state.by_key.remove(&(entry.target.clone(), entry.ports.clone()));
-        self.drained.extend(self.state.may_drain(&entry, self.at_ms));
+        // By now it is none of the entries any more.
+        let drained = self.state.may_drain(&entry, self.at_ms, |_| true);
+        let room = MAX_DRAINED_PER_BATCH.saturating_sub(self.drained.len());
+        self.drained.extend(drained.into_iter().take(room));
         if let Target::Domain(domain) = &entry.target
             && self.state.entries_of(domain).next().is_none()
         {
             self.state.resolutions.remove(domain);
-            self.state.histories.remove(domain);
+            if let Some(history) = self.state.histories.remove(domain) {
+                self.state.remembered -= history.changes().len();
+            }
         }
         self.tell(origin, EventKind::EntryRemoved(entry));
     }
@@ -404,7 +423,10 @@ impl Step<'_> {
             let mut history =
                 self.state.histories.get(domain).map(|known| History::clone(known)).unwrap_or_default();
             let (revision, at_ms) = (self.state.revision, self.at_ms);
-            history.push(AddressChange { revision, at_ms, added: added.clone(), retired: retired.clone() });
+            let before = history.changes().len();
+            let change = AddressChange { revision, at_ms, added: added.clone(), retired: retired.clone() };
+            history.push(change, self.state.remembered < MAX_CHANGES_OF_ALL);
+            self.state.remembered = self.state.remembered + history.changes().len() - before;
             self.state.histories.insert(domain.clone(), Arc::new(history));
         }
         let status = next.status.clone();

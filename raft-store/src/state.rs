@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use allowlist::{Change, DomainName, Entry, EntryId, Ports, Published, Revision, Target};
+use allowlist::{Change, Digest, DomainName, Entry, EntryId, Ports, Published, Revision, Target};
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -44,6 +44,8 @@ pub struct State {
     pub(crate) kept: Kept,
     /// Of names whose addresses changed since the cluster has agreed to remember that.
     pub(crate) histories: OrdMap<DomainName, Arc<History>>,
+    /// Changes in all of them together. Follows from them.
+    pub(crate) remembered: usize,
     /// Entries that end by themselves, by time. Follows from the entries.
     pub(crate) expiring: OrdSet<(u64, EntryId)>,
 }
@@ -57,8 +59,11 @@ pub struct AppliedBatch {
     pub at_ms: u64,
     /// What happened, in order.
     pub events: Vec<Event>,
-    /// What it did to the published set, net.
+    /// What it did to the published set, net; what left it before and may drain is revoked with its entry.
     pub change: Change,
+    /// Digest of the published set afterwards.
+    #[serde(skip)]
+    pub published: Digest,
     /// Kept answers that came or went: nobody's business but the checkpoint's.
     #[serde(skip)]
     pub(crate) kept: Vec<KeptName>,
@@ -158,6 +163,12 @@ impl State {
     /// How the addresses of the names in the list changed.
     pub fn histories(&self) -> &OrdMap<DomainName, Arc<History>> {
         &self.histories
+    }
+
+    /// Puts the histories of a checkpoint or snapshot in place.
+    pub(crate) fn remember(&mut self, histories: Vec<(DomainName, History)>) {
+        self.remembered = histories.iter().map(|(_, history)| history.changes().len()).sum();
+        self.histories = histories.into_iter().map(|(name, history)| (name, Arc::new(history))).collect();
     }
 
     /// Entries that end by themselves, with their times (Unix milliseconds), soonest first.

@@ -241,8 +241,8 @@ pub(super) struct RemoveParams {
     /// `applied`: answer when every gateway with a session holds the removal in its kernel, with a receipt.
     #[param(inline, required = false)]
     wait: Option<WaitFor>,
-    /// At most so many seconds, 1 to 8; 5 when left out.
-    #[param(required = false, minimum = 1, maximum = 8)]
+    /// At most so many seconds, 1 to 6; 5 when left out.
+    #[param(required = false, minimum = 1, maximum = 6)]
     wait_s: Option<u64>,
 }
 

@@ -60,7 +60,7 @@ pub(super) async fn show(
     Ok(Json(AddressHistory {
         revision: state.revision(),
         target: entry.target.to_string(),
-        changes: changes.iter().rev().map(ChangeView::from).collect(),
+        changes: changes.iter().rev().map(|change| ChangeView::from(&**change)).collect(),
     }))
 }
 

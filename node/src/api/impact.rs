@@ -18,6 +18,9 @@ use crate::auth::Viewer;
 /// Most elements of each kind that are shown; the counts cover all.
 const MAX_SHOWN_ELEMENTS: usize = 1_000;
 
+/// Most entries that are named for one element.
+const MAX_SHOWN_OWNERS: usize = 10;
+
 /// What would become of an entry's elements if it were removed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Impact {
@@ -46,7 +49,7 @@ pub(super) struct Impact {
 #[schema(as = KeptElement)]
 struct KeptView {
     element: String,
-    /// Those entries.
+    /// Those entries, at most 10.
     because_of: Vec<OwnerView>,
 }
 
@@ -85,7 +88,7 @@ pub(super) fn of(state: &State, id: EntryId) -> Result<Impact, Problem> {
     };
     let kept = impact.kept.iter().take(MAX_SHOWN_ELEMENTS).map(|(element, owners)| KeptView {
         element: element.to_string(),
-        because_of: owners.iter().map(owner).collect(),
+        because_of: owners.iter().take(MAX_SHOWN_OWNERS).map(owner).collect(),
     });
     Ok(Impact {
         revision: state.revision(),

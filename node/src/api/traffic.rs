@@ -185,12 +185,16 @@ enum Subject {
 }
 
 /// Finds entries by element, and their names.
+/// Most owners of one element that its traffic is told of; an address of a large content network may have thousands.
+const MAX_OWNERS: usize = 10;
+
 struct Names<'a>(&'a AllowlistState);
 
 impl Names<'_> {
     fn owners(&self, element: Option<Element>) -> Vec<Subject> {
         let Some(element) = element else { return vec![Subject::Unnamed] };
-        let owners: Vec<_> = self.0.published().owners(&element).map(Subject::Entry).collect();
+        let owners: Vec<_> =
+            self.0.published().owners(&element).take(MAX_OWNERS).map(Subject::Entry).collect();
         if owners.is_empty() { vec![Subject::Unowned(element)] } else { owners }
     }
 

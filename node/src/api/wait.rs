@@ -15,12 +15,14 @@ use super::status::newest_gateways;
 /// How long is waited when the client does not say, seconds.
 const DEFAULT_WAIT_S: u64 = 5;
 /// Longest wait; with the write before it, it stays below the deadline of a request.
-const MAX_WAIT_S: u64 = 8;
+const MAX_WAIT_S: u64 = 6;
 /// Between two looks at the gateways: the first time, doubling up to [`MAX_LOOK_PAUSE`].
 const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(5);
-const MAX_LOOK_PAUSE: Duration = Duration::from_millis(160);
+const MAX_LOOK_PAUSE: Duration = Duration::from_millis(320);
 /// How long nodes have to say which gateways they hold.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
+/// … and at the end of the wait still so long.
+const MIN_ASK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Until when the answer waits.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -31,8 +33,8 @@ pub(super) struct WaitParams {
     /// change in its kernel. The answer then has a `receipt`, which says how far it came.
     #[param(inline, required = false)]
     pub(super) wait: Option<WaitFor>,
-    /// At most so many seconds, 1 to 8; 5 when left out.
-    #[param(required = false, minimum = 1, maximum = 8)]
+    /// At most so many seconds, 1 to 6; 5 when left out.
+    #[param(required = false, minimum = 1, maximum = 6)]
     pub(super) wait_s: Option<u64>,
 }
 
@@ -56,6 +58,8 @@ pub(super) struct Receipt {
     applied: Option<bool>,
     /// All gateways with a session.
     gateways: Vec<GatewayReceipt>,
+    /// Nodes that did not say which gateways they hold: with one of them `applied` is false.
+    silent_nodes: Vec<String>,
     /// How long it took, milliseconds.
     waited_ms: u64,
 }
@@ -68,6 +72,8 @@ struct GatewayReceipt {
     revision: Revision,
     /// True when that is the one waited for, or newer.
     applied: bool,
+    /// Elements that its kernel refused; they do not pass.
+    refused: u64,
 }
 
 /// A wait that was asked for and checked.
@@ -107,11 +113,18 @@ impl AppState {
                 revision = revision.max(self.local().revision());
             }
         }
-        let mut receipt = Receipt { revision, resolved, applied: None, gateways: Vec::new(), waited_ms: 0 };
+        let mut receipt = Receipt {
+            revision,
+            resolved,
+            applied: None,
+            gateways: Vec::new(),
+            silent_nodes: Vec::new(),
+            waited_ms: 0,
+        };
         if wait.what == WaitFor::Applied {
-            receipt.gateways = self.applied(revision, deadline).await;
-            let all = receipt.gateways.iter().all(|gateway| gateway.applied);
-            receipt.applied = Some(all && !receipt.gateways.is_empty());
+            (receipt.gateways, receipt.silent_nodes) = self.applied(revision, deadline).await;
+            let all = receipt.gateways.iter().all(|gateway| gateway.applied && gateway.refused == 0);
+            receipt.applied = Some(all && !receipt.gateways.is_empty() && receipt.silent_nodes.is_empty());
         }
         receipt.waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         receipt
@@ -134,21 +147,27 @@ impl AppState {
         }
     }
 
-    async fn applied(&self, revision: Revision, deadline: Instant) -> Vec<GatewayReceipt> {
+    /// What the gateways hold, and the nodes that do not say.
+    async fn applied(&self, revision: Revision, deadline: Instant) -> (Vec<GatewayReceipt>, Vec<String>) {
         let mut pause = FIRST_LOOK_PAUSE;
         loop {
-            let members = self.cluster().members(ASK_TIMEOUT).await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let members = self.cluster().members(left.clamp(MIN_ASK_TIMEOUT, ASK_TIMEOUT)).await;
+            let silent = members.iter().filter(|member| member.status.is_none());
+            let silent: Vec<String> = silent.map(|member| member.name.clone()).collect();
             let gateways: Vec<_> = newest_gateways(&members, self.sessions().snapshot())
                 .into_values()
                 .map(|gateway| GatewayReceipt {
                     name: gateway.name,
                     revision: gateway.applied,
                     applied: gateway.applied >= revision,
+                    refused: gateway.refused,
                 })
                 .collect();
             let next = Instant::now() + pause;
-            if gateways.iter().all(|gateway| gateway.applied) || next >= deadline {
-                return gateways;
+            let done = silent.is_empty() && gateways.iter().all(|gateway| gateway.applied);
+            if done || next >= deadline {
+                return (gateways, silent);
             }
             tokio::time::sleep_until(next).await;
             pause = (pause * 2).min(MAX_LOOK_PAUSE);

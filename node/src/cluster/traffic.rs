@@ -27,8 +27,8 @@ impl Cluster {
         let metrics = self.raft().metrics().borrow_watched().clone();
         let mut asked = JoinSet::new();
         for (id, node) in metrics.membership_config.membership().nodes().filter(|(id, _)| **id != self.id()) {
-            // A line that carries nothing urgent: a node of an older release may hang up on what it does not know.
-            let link = self.peers().link(&node.raft_address, Some(*id), Purpose::Announce);
+            // A line that carries nothing else of weight: a node of an older release may hang up on what it does not know.
+            let link = self.peers().link(&node.raft_address, Some(*id), Purpose::Denied);
             let (name, request) =
                 (node.name.clone(), Request::Traffic { window, gateway: gateway.map(str::to_owned) });
             asked.spawn(async move {

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use allowlist::feed::{GoawayReason, MAX_ELEMENTS_PER_FRAME, ToGateway};
-use allowlist::{Change, Digest, Revision, codec};
+use allowlist::{Digest, Revision, codec};
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use futures_util::SinkExt;
 use futures_util::stream::SplitSink;
+use raft_store::AppliedBatch;
 use raft_store::reader::StateReader;
 use raft_store::state::State;
 use tokio::time::timeout;
@@ -89,7 +90,7 @@ impl Outbound {
             };
             let complete = batches.len() < BATCHES_PER_READ;
             for batch in batches.iter().take_while(|batch| batch.revision <= goal) {
-                self.change(&batch.change).await?;
+                self.change(batch).await?;
                 self.position = batch.revision;
             }
             if complete || batches.last().is_some_and(|batch| batch.revision > goal) {
@@ -143,16 +144,12 @@ impl Outbound {
         let _ = timeout(self.sessions.limits().goodbye, self.sink.close()).await;
     }
 
-    async fn change(&mut self, change: &Change) -> Result<(), End> {
-        for frame in split::frames(change) {
+    async fn change(&mut self, batch: &AppliedBatch) -> Result<(), End> {
+        for frame in split::frames(&batch.change) {
             self.send(&frame).await?;
         }
-        if let Some(digest) = &mut self.digest {
-            for element in change.added.iter().chain(&change.revoked).chain(&change.retired) {
-                digest.toggle(element);
-            }
-            self.digests.remember(change.revision, *digest);
-        }
+        self.digest = Some(batch.published);
+        self.digests.remember(batch.change.revision, batch.published);
         Ok(())
     }
 

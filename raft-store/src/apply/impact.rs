@@ -1,5 +1,7 @@
 //! What the removal of an entry would do, before anybody asks for it.
 
+use std::collections::BTreeSet;
+
 use allowlist::{Element, Entry, EntryId};
 use ipnet::IpNet;
 
@@ -29,20 +31,28 @@ impl State {
                 impact.kept.push((element, others));
             }
         }
-        let left = self.may_drain(entry, at_ms);
-        impact.drained = left.into_iter().filter(|element| !self.published.contains(element)).collect();
+        impact.drained = self.may_drain(entry, at_ms, |other| other.id != entry.id);
+        impact.drained.retain(|element| !self.published.contains(element));
         impact.removed.sort_unstable();
         impact.kept.sort_unstable();
         impact.drained.sort_unstable();
         impact
     }
 
-    /// Elements that `entry` lost to DNS so lately that gateways may let them drain.
-    pub(super) fn may_drain(&self, entry: &Entry, at_ms: u64) -> Vec<Element> {
+    /// Elements that `entry` lost to DNS so lately that gateways may let them drain, and that drain for no other entry of
+    /// the name, of those that `counts` says yes to. An address that another name lost as well is not known to be so.
+    pub(super) fn may_drain(
+        &self,
+        entry: &Entry,
+        at_ms: u64,
+        counts: impl Fn(&Entry) -> bool,
+    ) -> Vec<Element> {
         let allowlist::Target::Domain(domain) = &entry.target else { return Vec::new() };
-        let history = self.histories.get(domain);
-        history
-            .map_or_else(Vec::new, |history| elements(entry, history.may_drain(at_ms).into_iter().collect()))
+        let Some(history) = self.histories.get(domain) else { return Vec::new() };
+        let lost = |entry: &Entry| elements(entry, history.may_drain(entry.created_at_ms, at_ms));
+        let others: BTreeSet<Element> =
+            self.entries_of(domain).filter(|other| counts(other)).flat_map(|other| lost(other)).collect();
+        lost(entry).into_iter().filter(|element| !others.contains(element)).collect()
     }
 
     /// Other entries that let `element` pass: by itself, by a network around it, or with all ports.

@@ -148,7 +148,9 @@ impl Model {
                     self.entries.values_mut().find(|one| one.target == new.target && one.ports == new.ports);
                 if let Some(entry) = same {
                     entry.protected |= new.protected;
-                    entry.expires_at_ms = entry.expires_at_ms.filter(|_| !entry.protected);
+                    let longer =
+                        entry.expires_at_ms.zip(new.expires_at_ms).map(|(one, other)| one.max(other));
+                    entry.expires_at_ms = longer.filter(|_| !entry.protected);
                 } else if !self.entries.contains_key(&new.id) {
                     let id = new.id;
                     let entry = new.made_by(actor, at_ms);
@@ -352,11 +354,14 @@ fn each_operation_twice(history: Vec<Batch>) -> Result<(), TestCaseError> {
                 };
                 let old = Entry::clone(&stronger.entries[&entry.id]);
                 stronger.put(entry.clone());
-                prop_assert_eq!(
-                    &old,
-                    &Entry { protected: false, expires_at_ms: old.expires_at_ms, ..Entry::clone(entry) }
-                );
-                prop_assert!(entry.protected);
+                let weaker = Entry {
+                    protected: old.protected,
+                    expires_at_ms: old.expires_at_ms,
+                    ..Entry::clone(entry)
+                };
+                prop_assert_eq!(&old, &weaker);
+                let longer = entry.expires_at_ms.is_none_or(|ends| old.expires_at_ms < Some(ends));
+                prop_assert!(entry.protected || longer);
             }
             prop_assert_eq!(&state, &stronger);
             prop_assert!(second.change.is_empty());

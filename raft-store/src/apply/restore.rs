@@ -48,7 +48,9 @@ impl Step<'_> {
             known.addresses.retain(|address, _| check_address(*address).is_ok());
             self.state.resolutions.insert(domain.clone(), Arc::new(known));
         }
-        let entry = Arc::new(entry.clone());
+        // A protected one does not end by itself.
+        let expires_at_ms = entry.expires_at_ms.filter(|_| !entry.protected);
+        let entry = Arc::new(Entry { expires_at_ms, ..entry.clone() });
         let touched = &mut self.touched;
         self.state.link(Arc::clone(&entry), |element| gained(touched, element));
         self.tell(origin, EventKind::EntryAdded(entry));

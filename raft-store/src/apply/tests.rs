@@ -428,3 +428,54 @@ fn the_impact_of_a_removal_says_what_goes_what_stays_and_because_of_whom() {
     assert!(texts(&impact.removed).iter().chain(&texts(&impact.drained)).all(|text| revoked.contains(text)));
     assert_ne!(before, state);
 }
+
+#[test]
+fn what_drains_for_another_entry_of_the_name_goes_on() {
+    let mut state = State::default();
+    apply(
+        &mut state,
+        [Command::RaiseFeatures(FeatureLevel::LIFETIMES), add_protected_domain(1, &["tcp/443"])],
+    );
+    apply(&mut state, [add(2, "a.example.com", &["tcp/443", "tcp/8443"])]);
+    apply(&mut state, [resolve("a.example.com", &["1.1.1.1", "8.8.8.8"], &[])]);
+    apply(&mut state, [resolve("a.example.com", &[], &["1.1.1.1"])]);
+    assert_eq!(texts(&state.impact(state.entry(id(2)).unwrap(), 1_000).drained), ["1.1.1.1/32 tcp/8443"]);
+    let (applied, _) = apply(&mut state, [remove(2)]);
+    assert_eq!(texts(&applied.change.revoked), ["1.1.1.1/32 tcp/8443", "8.8.8.8/32 tcp/8443"]);
+    assert_eq!(applied.published, state.published().digest());
+}
+
+#[test]
+fn an_entry_takes_nothing_along_that_left_before_it_came() {
+    let mut state = State::default();
+    apply(
+        &mut state,
+        [Command::RaiseFeatures(FeatureLevel::LIFETIMES), add(1, "a.example.com", &["tcp/443"])],
+    );
+    apply(
+        &mut state,
+        [resolve("a.example.com", &["1.1.1.1", "8.8.8.8"], &[]), resolve("a.example.com", &[], &["1.1.1.1"])],
+    );
+    apply_at(&mut state, 5_000, add(2, "a.example.com", &[]));
+    let (applied, _) = apply_at(&mut state, 6_000, remove(2));
+    assert_eq!(texts(&applied.change.revoked), ["8.8.8.8/32"]);
+}
+
+#[test]
+fn asking_again_for_longer_gives_it_and_for_less_takes_nothing() {
+    let mut state = State::default();
+    apply(&mut state, [ends(1, "1.1.1.1", 5_000)]);
+    let ends_at = |state: &State| state.entry(id(1)).unwrap().expires_at_ms;
+    apply(&mut state, [ends(2, "1.1.1.1", 4_000)]);
+    assert_eq!(ends_at(&state), Some(5_000));
+    apply(&mut state, [ends(2, "1.1.1.1", 7_000)]);
+    assert_eq!(ends_at(&state), Some(7_000));
+    apply(&mut state, [add(2, "1.1.1.1", &[])]);
+    assert_eq!(ends_at(&state), None);
+    assert!(state.expiring().is_empty());
+}
+
+fn add_protected_domain(number: u128, ports: &[&str]) -> Command {
+    let Command::AddEntry(new) = add(number, "a.example.com", ports) else { unreachable!() };
+    Command::AddEntry(NewEntry { protected: true, ..new })
+}

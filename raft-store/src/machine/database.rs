@@ -7,7 +7,6 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use allowlist::{Digest, DomainName, Entry, EntryId, Target};
@@ -332,7 +331,7 @@ impl Database {
         let mut state = State::restore(meta.cluster, revision, resolutions, tokens, entries)?;
         state.features = self.features()?;
         state.kept = Kept::from_answers(kept);
-        state.histories = histories.into_iter().map(|(name, known)| (name, Arc::new(known))).collect();
+        state.remember(histories);
         if state.published().digest() != meta.published {
             return Err("what it publishes has another digest than was written".to_owned());
         }

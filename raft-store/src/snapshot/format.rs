@@ -18,7 +18,6 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use allowlist::{Digest as SetDigest, DomainName, Entry};
 use serde::{Deserialize, Serialize};
@@ -226,7 +225,7 @@ pub(crate) fn read_within(file: &File, mut bounds: Bounds) -> io::Result<Content
             Item::Token(token) => tokens.push(token),
             Item::Entry(entry) => entries.push(entry),
             Item::Kept(answer) => kept.push(answer),
-            Item::History(domain, history) => histories.push((domain, Arc::new(history))),
+            Item::History(domain, history) => histories.push((domain, history)),
         }
     }
     let footer: Footer = codec::decode(&read_framed(&mut input)?)?;
@@ -239,7 +238,7 @@ pub(crate) fn read_within(file: &File, mut bounds: Bounds) -> io::Result<Content
         .map_err(|error| damaged(&error))?;
     state.features = header.data_version;
     state.kept = Kept::from_answers(kept);
-    state.histories = histories.into_iter().collect();
+    state.remember(histories);
     if state.published().digest() != footer.published {
         return Err(damaged("what it publishes has another digest than its footer says"));
     }
