@@ -108,6 +108,10 @@ impl Owner {
                 self.look_around();
             }
         }
+        // What was retired a moment ago takes no new flows while nobody is there.
+        if let Err(error) = self.firewall.end_draining(Instant::now()) {
+            tracing::warn!(%error, "draining could not be ended");
+        }
         if let Some(store) = self.store {
             store.close();
         }

@@ -44,10 +44,12 @@ impl TrafficMeter {
             let held: HashSet<Element> = counters.iter().map(|counters| counters.element).collect();
             marks.retain(|element, _| held.contains(element));
         }
-        let counted: Vec<(TrafficDelta, ElementCounters)> = counters
+        let mut counted: Vec<(TrafficDelta, ElementCounters)> = counters
             .iter()
             .filter_map(|now| delta(marks.get(&now.element), now).map(|delta| (delta, *now)))
             .collect();
+        // What moved most first: who keeps a bounded number of lines keeps those that matter.
+        counted.sort_by_key(|(delta, _)| std::cmp::Reverse(delta.bytes_out.saturating_add(delta.bytes_in)));
         counted
             .chunks(MAX_ELEMENTS_PER_FRAME)
             .map(|part| {

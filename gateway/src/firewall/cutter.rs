@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use allowlist::feed::CutCause;
@@ -27,8 +27,10 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How long the ends of a TCP connection may go on sending into nothing (`tcp_retries2` of 15 is 924 s at the least, tcp(7)):
 /// for so long a cut connection is not picked up again in its middle when its element comes back.
 pub(super) const CUT_MEMORY_S: u32 = 1_800;
-/// Flows that are deleted before a change of the sets may go on.
+/// Flows that are deleted before a change of the sets may go on …
 const FLOWS_AT_ONCE: usize = 64;
+/// … and how long it has to begin: a lock that is given back and taken again at once is seldom got by who waits for it.
+const PAUSE_FOR_CHANGES: Duration = Duration::from_micros(100);
 /// Most destinations remembered in that way, for each family.
 const MAX_CUT_DESTINATIONS: u32 = 1 << 20;
 
@@ -69,7 +71,7 @@ impl Cutter {
             }),
         };
         let shared = Arc::clone(&worker.shared);
-        let thread = std::thread::Builder::new().name("flow-cutter".to_owned()).spawn(move || worker.run());
+        let thread = thread::Builder::new().name("flow-cutter".to_owned()).spawn(move || worker.run());
         let thread = thread.map_err(|error| FirewallError::Failed {
             action: "start the thread that cuts flows".into(),
             reason: error.to_string(),
@@ -190,6 +192,7 @@ impl Worker {
         self.remember(&doomed)?;
         let (mut tally, mut left) = (orders.tally(), 0);
         for doomed in doomed.chunks(FLOWS_AT_ONCE) {
+            thread::sleep(PAUSE_FOR_CHANGES);
             // The sets stand still for so long that what was added again meanwhile keeps its flows.
             let _changing = self.changing.lock();
             let mut judge = Judge { sets: &mut self.sets, known: HashMap::new(), failure: None };

@@ -123,20 +123,7 @@ impl DrainBook {
 
     /// What drains within what is `removed`, without the elements that are named there themselves.
     pub(super) fn covered_by(&self, removed: &BTreeSet<Element>) -> Vec<Element> {
-        let mut ports: BTreeMap<IpNet, Vec<Option<PortRange>>> = BTreeMap::new();
-        for element in removed {
-            ports.entry(element.prefix).or_default().push(element.ports);
-        }
-        let lengths: BTreeSet<u8> = ports.keys().map(IpNet::prefix_len).collect();
-        let is_covered = |element: &Element| {
-            let length_of = |length: &u8| IpNet::new(element.prefix.addr(), *length).ok();
-            (lengths.iter().take_while(|length| **length <= element.prefix.prefix_len()))
-                .filter_map(|length| ports.get(&length_of(length)?.trunc()))
-                .flatten()
-                .any(|ports| ports.zip(element.ports).is_none_or(|(one, other)| overlap(one, other)))
-        };
-        let elements = self.entries.keys().filter(|element| !removed.contains(element));
-        elements.filter(|element| is_covered(element)).copied().collect()
+        covered(self.entries.keys(), removed)
     }
 
     /// The elements whose time is over.
@@ -168,6 +155,26 @@ impl DrainBook {
             }
         }
     }
+}
+
+/// Those `elements` that are within what is `removed`, without those that are named there themselves.
+pub(super) fn covered<'a>(
+    elements: impl Iterator<Item = &'a Element>,
+    removed: &BTreeSet<Element>,
+) -> Vec<Element> {
+    let mut ports: BTreeMap<IpNet, Vec<Option<PortRange>>> = BTreeMap::new();
+    for element in removed {
+        ports.entry(element.prefix).or_default().push(element.ports);
+    }
+    let lengths: BTreeSet<u8> = ports.keys().map(IpNet::prefix_len).collect();
+    let is_covered = |element: &Element| {
+        let length_of = |length: &u8| IpNet::new(element.prefix.addr(), *length).ok();
+        (lengths.iter().take_while(|length| **length <= element.prefix.prefix_len()))
+            .filter_map(|length| ports.get(&length_of(length)?.trunc()))
+            .flatten()
+            .any(|ports| ports.zip(element.ports).is_none_or(|(one, other)| overlap(one, other)))
+    };
+    elements.filter(|element| !removed.contains(element) && is_covered(element)).copied().collect()
 }
 
 fn overlap(one: PortRange, other: PortRange) -> bool {

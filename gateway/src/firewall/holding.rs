@@ -11,7 +11,7 @@ use allowlist::feed::RefusedElement;
 use allowlist::{Change, Element};
 
 use super::denied::{mend_deny_sets, read_denied};
-use super::drain::DrainBook;
+use super::drain::{DrainBook, covered};
 use super::failures::all_done;
 use super::in_flight::wait_for_packets_in_flight;
 use super::ipset::{Client, Counters, IpsetError};
@@ -93,13 +93,18 @@ impl Holding {
     /// Makes one change.
     pub(super) fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError> {
         let (admitted, refused) = admit::sift(&change.added);
-        let revoked: BTreeSet<Element> = change.revoked.iter().copied().collect();
-        let retired: BTreeSet<Element> =
+        let mut revoked: BTreeSet<Element> = change.revoked.iter().copied().collect();
+        let mut retired: BTreeSet<Element> =
             change.retired.iter().filter(|element| !revoked.contains(element)).copied().collect();
+        // What is removed around an address ends its flows, also those that were to drain from the same moment on.
+        for element in covered(retired.iter(), &revoked) {
+            retired.remove(&element);
+            revoked.insert(element);
+        }
         if !self.settled {
             let removed: Vec<Element> = revoked.union(&retired).copied().collect();
             let wanted = self.guess_after(admitted, &removed);
-            return self.hold(wanted, refused, &retired);
+            return self.hold(wanted, refused, &retired, &revoked);
         }
         let stays = |element: &&Element| !revoked.contains(element) && !retired.contains(element);
         let step = Step {

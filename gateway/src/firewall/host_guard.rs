@@ -21,6 +21,10 @@ impl HostGuard {
         let mut body =
             vec!["-i lo -j RETURN".into(), "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN".into()];
         body.extend(self.management_of(family).map(|network| format!("-s {network} -j RETURN")));
+        if family == Family::V4 {
+            // Route agents ask in this way whether the gateway is alive.
+            body.push("-p icmp -m icmp --icmp-type 8 -j RETURN".into());
+        }
         if family == Family::V6 {
             // Without it there are no neighbours and no routers.
             body.push("-p ipv6-icmp -j RETURN".into());

@@ -51,6 +51,28 @@ pub fn close_forwarding(options: &KernelOptions) -> Result<(), FirewallError> {
     for difference in KernelFirewall::close_where_open(&chains)? {
         tracing::debug!("{difference}; now it is");
     }
+    close_host(&chains, &guarded(options))
+}
+
+/// An audit keeps nobody from anything.
+fn guarded(options: &KernelOptions) -> KernelOptions {
+    let guard = options.guard.clone().filter(|_| options.policy.mode == Mode::Enforce);
+    KernelOptions { guard, ..options.clone() }
+}
+
+/// Guards the machine itself where it is to be guarded and is not yet; that needs no sets.
+fn close_host(chains: &[Chains; 2], options: &KernelOptions) -> Result<(), FirewallError> {
+    if options.guard.is_none() {
+        return Ok(());
+    }
+    for (chains, family) in chains.iter().zip(Family::BOTH) {
+        for chain in Chain::HOST {
+            if chains.body(chain)?.is_none_or(|present| present.is_empty()) {
+                chains.set_body(chain, &chain.closed_body(family, options))?;
+            }
+            chains.lead_in(chain)?;
+        }
+    }
     Ok(())
 }
 
@@ -79,9 +101,7 @@ impl KernelFirewall {
     /// # Errors
     /// [`FirewallError::Missing`] when the kernel has no ipset or permission is missing.
     pub fn new(options: &KernelOptions) -> Result<Self, FirewallError> {
-        // An audit keeps nobody from anything.
-        let guard = options.guard.clone().filter(|_| options.policy.mode == Mode::Enforce);
-        let options = KernelOptions { guard, ..options.clone() };
+        let options = guarded(options);
         Ok(Self {
             holding: Holding::new(&options)?,
             chains: chains(&options),
@@ -153,7 +173,6 @@ impl KernelFirewall {
                 self.write_body(family, Chain::Forward)?;
             }
         }
-        different.extend(self.establish_guard()?);
         Ok(different)
     }
 
@@ -310,10 +329,11 @@ impl Firewall for KernelFirewall {
         }
         // Before anything that can fail: after a boot the machine forwards already.
         Self::close_where_open(&self.chains)?;
+        close_host(&self.chains, &self.options)?;
         self.end_guard()?;
         self.evict_misfits()?;
         self.holding.adopt()?;
-        for difference in self.establish()? {
+        for difference in self.establish()?.into_iter().chain(self.establish_guard()?) {
             tracing::debug!("{difference}; now it is");
         }
         self.unswept = true;
@@ -324,7 +344,7 @@ impl Firewall for KernelFirewall {
     fn hold(&mut self, elements: &BTreeSet<Element>, way: &Change) -> Result<Outcome, FirewallError> {
         let changing = Arc::clone(&self.changing);
         let _changing = changing.lock();
-        let result = self.holding.replace(elements, &way.retired);
+        let result = self.holding.replace(elements, way);
         self.cut_closed(CutCause::Revoked, way.revision);
         self.sweep_when_settled();
         result
@@ -354,11 +374,11 @@ impl Firewall for KernelFirewall {
     fn end_draining(&mut self, now: Instant) -> Result<(), FirewallError> {
         let changing = Arc::clone(&self.changing);
         let _changing = changing.lock();
-        let ended = self.holding.end_draining(now)?;
+        let (ended, result) = self.holding.end_draining(now);
         if let Some(cutter) = &self.cutter {
             cutter.cut(ended, CutCause::Drained, 0);
         }
-        Ok(())
+        result
     }
 
     fn report_cuts(&mut self, sink: CutSink) {
@@ -406,9 +426,11 @@ impl Firewall for KernelFirewall {
         let (different, unmended) = self.holding.mend();
         wrong.extend(different);
         failure = failure.or(unmended.map(FirewallError::from));
-        match self.establish() {
-            Ok(different) => wrong.extend(different),
-            Err(error) => failure = failure.or(Some(error)),
+        for established in [self.establish(), self.establish_guard()] {
+            match established {
+                Ok(different) => wrong.extend(different),
+                Err(error) => failure = failure.or(Some(error)),
+            }
         }
         // While something was wrong, flows may have begun that should not be, or that show their source.
         self.unswept |= !wrong.is_empty();

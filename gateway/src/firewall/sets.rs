@@ -237,7 +237,7 @@ impl SetPair {
     }
 
     /// The members that no element needs any more without these.
-    fn disown<'a>(&mut self, elements: impl IntoIterator<Item = &'a Element>) -> BTreeSet<Member> {
+    pub(super) fn disown<'a>(&mut self, elements: impl IntoIterator<Item = &'a Element>) -> BTreeSet<Member> {
         let mut gone = BTreeSet::new();
         for member in elements.into_iter().flat_map(members_of) {
             if let Some(owners) = self.owners.get_mut(&member) {

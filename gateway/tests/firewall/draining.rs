@@ -197,3 +197,38 @@ fn what_was_retired_a_moment_ago_can_come_back_or_be_removed() {
     crate::passing::connect(&net.client, "8.8.4.4:82").unwrap();
     crate::passing::connect(&net.client, "8.8.4.4:84").unwrap();
 }
+
+/// A gateway that was busy merges changes.
+#[test]
+fn a_network_removed_in_the_moment_in_which_an_address_within_it_leaves_dns_cuts_its_flows() {
+    let net = Net::new();
+    let (mut firewall, reports) = installed_with_reports(&options(None));
+    firewall.replace(&elements(&["8.8.8.8/32", "8.8.8.0/24", "9.9.9.9/32"])).unwrap();
+    let beacon = net.internet.udp("9.9.9.9", 7);
+    let (client, server) = (net.client.udp(CLIENT, 0), net.internet.udp("8.8.8.8", 9));
+    exchange(&client, &server);
+    let revoked = vec![element("8.8.8.0/24")];
+    firewall.apply(&Change { revoked, ..retire(3, "8.8.8.8/32") }).unwrap();
+    assert_eq!(reports.next(CutCause::Revoked).flows, 1);
+    client.send_to(b"question", "8.8.8.8:9").unwrap();
+    assert!(net.passes(&server, &beacon).is_none());
+    firewall.end_draining(Instant::now()).unwrap();
+    assert_eq!(firewall.repair().unwrap(), []);
+}
+
+#[test]
+fn what_a_person_removed_on_the_way_to_a_whole_set_drains_no_more() {
+    let net = Net::new();
+    let (mut firewall, reports) = installed_with_reports(&options(None));
+    firewall.replace(&elements(&["8.8.8.8/32", "9.9.9.9/32"])).unwrap();
+    let beacon = net.internet.udp("9.9.9.9", 7);
+    let (client, server) = (net.client.udp(CLIENT, 0), net.internet.udp("8.8.8.8", 9));
+    exchange(&client, &server);
+    firewall.apply(&retire(2, "8.8.8.8/32")).unwrap();
+    exchange(&client, &server);
+    let way = Change { revision: 4, revoked: vec![element("8.8.8.8/32")], ..Change::default() };
+    firewall.hold(&elements(&["9.9.9.9/32"]), &way).unwrap();
+    assert_eq!(reports.next(CutCause::Revoked).flows, 1);
+    client.send_to(b"question", "8.8.8.8:9").unwrap();
+    assert!(net.passes(&server, &beacon).is_none());
+}

@@ -35,6 +35,8 @@ impl Holding {
                     }
                 }
                 Err(error) => {
+                    // Nobody would end it: what is in the sets of it is found by a comparison.
+                    pair.disown(elements);
                     self.closed.extend(elements);
                     failures.push(error);
                 }
@@ -43,12 +45,27 @@ impl Holding {
         failures
     }
 
-    /// Ends the draining of what is idle or whose time is over; gives those elements.
-    pub(in crate::firewall) fn end_draining(&mut self, now: Instant) -> Result<Vec<Element>, FirewallError> {
-        if self.book.is_empty() {
-            self.book.write(now);
-            return Ok(Vec::new());
+    /// Takes what was retired out of the sets of what passes, and ends the draining of what is idle or whose time is over;
+    /// gives what drains no more.
+    pub(in crate::firewall) fn end_draining(
+        &mut self,
+        now: Instant,
+    ) -> (Vec<Element>, Result<(), FirewallError>) {
+        let mut failures = self.let_leave();
+        let mut due = Vec::new();
+        if !self.book.is_empty() {
+            match self.read_drains(now) {
+                Ok(()) => due = self.book.due(now),
+                Err(error) => failures.push(error),
+            }
+            let none = Default::default();
+            failures.extend(self.last_part(&none, &Default::default(), &parts(&due, |_| true), Last::Read));
         }
+        self.book.write(now);
+        (due, all_done(failures))
+    }
+
+    fn read_drains(&mut self, now: Instant) -> Result<(), IpsetError> {
         for pair in &mut self.drains {
             pair.read(&mut self.client)?;
         }
@@ -56,21 +73,11 @@ impl Holding {
             let (out, back) = self.drains[pair_of(&element)].total(&element);
             self.book.observe(&element, out.packets.saturating_add(back.packets), now);
         }
-        let due = self.book.due(now);
-        let mut failures = self.let_leave();
-        failures.extend(self.last_part(
-            &Default::default(),
-            &Default::default(),
-            &parts(&due, |_| true),
-            Last::Read,
-        ));
-        self.book.write(now);
-        all_done(failures)?;
-        Ok(due)
+        Ok(())
     }
 
     /// Takes what drains out of the sets of what passes. Together, since each time a whole set is read for the last
-    /// counts of a few.
+    /// counts of a few. What fails is still in a set that should not have it, and a comparison finds that.
     fn let_leave(&mut self) -> Vec<IpsetError> {
         let leaving: Vec<Element> = std::mem::take(&mut self.leaving).into_iter().collect();
         let (mut failures, mut taken): (Vec<_>, [Taken; 4]) = Default::default();
@@ -78,15 +85,13 @@ impl Holding {
             if leaving.is_empty() {
                 continue;
             }
-            match self.pairs[at].take_out(&mut self.client, leaving, &[], Last::Read) {
+            match self.pairs[at].take_out(&mut self.client, leaving, &[], Last::ReadIfQuick) {
                 Ok(out) => taken[at] = out,
                 Err(error) => failures.push(error),
             }
         }
-        // What is in the sets is not known for sure; the next change finds out.
-        self.settled &= failures.is_empty();
         let none = Default::default();
-        failures.extend(self.last_part(&taken, &Default::default(), &none, Last::Read));
+        failures.extend(self.last_part(&taken, &Default::default(), &none, Last::ReadIfQuick));
         failures
     }
 }

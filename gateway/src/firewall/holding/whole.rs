@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use allowlist::Element;
 use allowlist::feed::RefusedElement;
+use allowlist::{Change, Element};
 
 use super::{Holding, parts};
 use crate::firewall::failures::all_done;
@@ -12,14 +12,15 @@ use crate::firewall::sets::{Last, Taken};
 use crate::firewall::{FirewallError, Outcome, admit};
 
 impl Holding {
-    /// Holds exactly `elements`. What drains goes on draining, and so does from now on what is `retired`.
+    /// Holds exactly `elements`. What drains goes on draining, and so does from now on what `way` calls retired.
     pub(in crate::firewall) fn replace(
         &mut self,
         elements: &BTreeSet<Element>,
-        retired: &[Element],
+        way: &Change,
     ) -> Result<Outcome, FirewallError> {
         let (admitted, refused) = admit::sift(elements);
-        self.hold(admitted, refused, &retired.iter().copied().collect())
+        let set = |elements: &[Element]| elements.iter().copied().collect();
+        self.hold(admitted, refused, &set(&way.retired), &set(&way.revoked))
     }
 
     /// Hands each pair its part and settles what is held afterwards.
@@ -28,6 +29,7 @@ impl Holding {
         wanted: BTreeSet<Element>,
         mut refused: Vec<RefusedElement>,
         retired: &BTreeSet<Element>,
+        revoked: &BTreeSet<Element>,
     ) -> Result<Outcome, FirewallError> {
         self.settled = false;
         let retiring: Vec<Element> = retired
@@ -65,7 +67,10 @@ impl Holding {
         let added = held.difference(&self.held).count();
         let removed = self.held.difference(&held).count();
         let closed = self.closed_by(&held, &taken);
-        let ended = self.book.covered_by(&closed);
+        let named = revoked.iter().filter(|element| !held.contains(element));
+        let gone: BTreeSet<Element> = closed.iter().chain(named).copied().collect();
+        let mut ended = self.book.covered_by(&gone);
+        ended.extend(gone.iter().filter(|element| self.book.contains(element)));
         self.closed.extend(closed.iter().chain(&ended));
         let over: Vec<Element> =
             (self.book.elements().filter(|element| held.contains(element) && !ended.contains(element)))
