@@ -15,8 +15,11 @@ pub mod session;
 /// Names the target of the fuzzer's run.
 pub const TARGET_VARIABLE: &str = "OUTPUTGUARD_FUZZ_TARGET";
 
+/// What is done with the bytes.
+pub type Target = fn(&[u8]);
+
 /// Every target with its name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("frame_to_gateway", frames::to_gateway),
     ("frame_to_server", frames::to_server),
     ("session", session::follow),
