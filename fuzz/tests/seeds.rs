@@ -161,7 +161,7 @@ fn netfilter() -> Socket {
 
 /// Answers of the kernel in the calling thread's network namespace, one datagram each.
 fn ask(question: &[u8]) -> Vec<Vec<u8>> {
-    let mut socket = netfilter();
+    let socket = netfilter();
     socket.send_to(question, &SocketAddr::new(0, 0), 0).unwrap();
     let mut datagrams = Vec::new();
     loop {
