@@ -56,7 +56,7 @@ pub(super) fn decode(file: &str, bytes: &[u8]) -> Result<Base, Unusable> {
     if crc32fast::hash(body) != u32_at(header, 12) {
         return Err(corrupt("its checksum is wrong"));
     }
-    let (body, _): (Body, usize) = bincode::serde::decode_from_slice(body, bincode::config::standard())
+    let (body, _): (Body, usize) = bincode::serde::decode_from_slice(body, super::decoding())
         .map_err(|error| corrupt(&error.to_string()))?;
     let held = Held::published(body.cluster, body.revision, body.elements.into_iter().collect());
     if held.digest() != body.digest {

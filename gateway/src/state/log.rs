@@ -198,9 +198,8 @@ pub(super) fn follow_all(file: &str, bytes: &[u8], base: &mut Option<Base>) -> R
             }
             return Err(Unusable::Corrupt(format!("{file}: the checksum of a record is wrong")));
         }
-        let (record, _): (Record, usize) =
-            bincode::serde::decode_from_slice(body, bincode::config::standard())
-                .map_err(|error| Unusable::Corrupt(format!("{file}: {error}")))?;
+        let (record, _): (Record, usize) = bincode::serde::decode_from_slice(body, super::decoding())
+            .map_err(|error| Unusable::Corrupt(format!("{file}: {error}")))?;
         follow(file, record, base)?;
         rest = next;
     }

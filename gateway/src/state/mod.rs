@@ -29,6 +29,10 @@ use self::keeper::Keeper;
 use self::log::{Log, Record};
 use crate::held::Held;
 
+/// Most bytes of one record or checkpoint, unpacked: many times a full list. A length within it that says more is wrong, and is
+/// not allocated first.
+const MAX_DECODED_BYTES: usize = 512 * 1024 * 1024;
+
 /// A log longer than this and than the checkpoint is folded into a new checkpoint.
 const MIN_LOG_BYTES_BEFORE_CHECKPOINT: u64 = 1024 * 1024;
 
@@ -270,6 +274,11 @@ impl StateMetrics {
         registry.register(Box::new(errors.clone()))?;
         Ok(Self { writes, errors })
     }
+}
+
+/// How records and checkpoints are read.
+const fn decoding() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<MAX_DECODED_BYTES>()
 }
 
 #[cfg(test)]
