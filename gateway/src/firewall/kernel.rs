@@ -9,6 +9,7 @@ use allowlist::{Change, Element};
 
 use super::chain_watch::{ChainWatch, Expected};
 use super::chains::Chains;
+use super::closing::{chains, close_host, close_where_open, guarded};
 use super::conntrack::{FlowRoom, switch_on_accounting};
 use super::cut::CutSink;
 use super::cutter::Cutter;
@@ -38,61 +39,6 @@ pub struct KernelFirewall {
     changing: Arc<Mutex<()>>,
     /// All flows are to be looked at when the sets hold what they should.
     unswept: bool,
-}
-
-/// Makes sure that nothing passes around our rules, before anything else at start can fail: whatever keeps a gateway
-/// from starting after a boot, the machine forwards nothing. Chains that stand already, with what they let through,
-/// are left as they are; sets are not touched.
-///
-/// # Errors
-/// [`FirewallError`] when `iptables` or `ip6tables` could not be run or refused.
-pub fn close_forwarding(options: &KernelOptions) -> Result<(), FirewallError> {
-    let chains = chains(options);
-    for difference in KernelFirewall::close_where_open(&chains)? {
-        tracing::debug!("{difference}; now it is");
-    }
-    close_host(&chains, &guarded(options))
-}
-
-/// An audit keeps nobody from anything.
-fn guarded(options: &KernelOptions) -> KernelOptions {
-    let guard = options.guard.clone().filter(|_| options.policy.mode == Mode::Enforce);
-    KernelOptions { guard, ..options.clone() }
-}
-
-/// Guards the machine itself where it is to be guarded and is not yet; that needs no sets.
-fn close_host(chains: &[Chains; 2], options: &KernelOptions) -> Result<(), FirewallError> {
-    if options.guard.is_none() {
-        return Ok(());
-    }
-    for (chains, family) in chains.iter().zip(Family::BOTH) {
-        for chain in Chain::HOST {
-            if chains.body(chain)?.is_none_or(|present| present.is_empty()) {
-                chains.set_body(chain, &chain.closed_body(family, options))?;
-            }
-            chains.lead_in(chain)?;
-        }
-    }
-    Ok(())
-}
-
-/// The same beside a process that says it is the gateway here: where its chain and a jump to it stand, it is left alone,
-/// whatever they say, and only where they are missing the way is closed.
-///
-/// # Errors
-/// As [`close_forwarding`].
-pub fn close_unguarded(options: &KernelOptions) -> Result<(), FirewallError> {
-    let mut failure = None;
-    for chains in &chains(options) {
-        if let Err(error) = chains.close_where_unguarded() {
-            failure = failure.or(Some(error));
-        }
-    }
-    failure.map_or(Ok(()), Err)
-}
-
-fn chains(options: &KernelOptions) -> [Chains; 2] {
-    Family::BOTH.map(|family| Chains::new(family, &options.internal_cidrs, options.policy.mode))
 }
 
 impl KernelFirewall {
@@ -127,21 +73,6 @@ impl KernelFirewall {
                 format!("{} still holds chains of ours; remove them with --cleanup", other.program())
             })
             .collect()
-    }
-
-    /// Closes the way wherever packets could pass around our rules: without a jump, a chain or its final drop. What
-    /// stands is left as it is. It needs no sets, and goes on to the other family past an error. Says which jumps were
-    /// wrong; [`Self::establish`] says which rules.
-    fn close_where_open(chains: &[Chains; 2]) -> Result<Vec<String>, FirewallError> {
-        let mut different = Vec::new();
-        let mut failure = None;
-        for chains in chains {
-            match chains.close_where_open() {
-                Ok(difference) => different.extend(difference),
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        failure.map_or(Ok(different), Err)
     }
 
     /// Chains and jumps as they should be, closed at every moment between. Says what was different.
@@ -328,7 +259,7 @@ impl Firewall for KernelFirewall {
             tracing::warn!("{complaint}");
         }
         // Before anything that can fail: after a boot the machine forwards already.
-        Self::close_where_open(&self.chains)?;
+        close_where_open(&self.chains)?;
         close_host(&self.chains, &self.options)?;
         self.end_guard()?;
         self.evict_misfits()?;
@@ -413,7 +344,7 @@ impl Firewall for KernelFirewall {
         let mut wrong = Vec::new();
         let mut failure = None;
         // Chains first: a way around them is open to everybody, a wrong set only to some. What fails holds up nothing.
-        match Self::close_where_open(&self.chains) {
+        match close_where_open(&self.chains) {
             Ok(different) => wrong.extend(different),
             Err(error) => failure = Some(error),
         }

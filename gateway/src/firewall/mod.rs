@@ -11,7 +11,7 @@
 //! [`holding`] moves elements between what passes and what drains ([`drain`]); [`cutter`] takes flows out of [`conntrack`]
 //! and reports them ([`cut`]); [`egress`] is the way out, [`host_guard`] the rules for the machine itself; [`sources`] counts
 //! which host moves how much to which element ([`covering`]); [`denied`] counts what did not pass,
-//! [`denial_log`] says who it was; [`kernel`] joins all of that into the real driver, [`dry_run`] prints the same as a plan,
+//! [`denial_log`] says who it was; [`closing`] closes the way before anything can fail, [`kernel`] joins all of that into the real driver, [`dry_run`] prints the same as a plan,
 //! [`fake`] records calls for tests of what stands above.
 
 use std::collections::BTreeSet;
@@ -24,6 +24,7 @@ mod admit;
 mod carried;
 mod chain_watch;
 mod chains;
+mod closing;
 mod conntrack;
 mod covering;
 mod cut;
@@ -51,6 +52,7 @@ mod rules;
 mod sets;
 mod sources;
 
+pub use closing::{close_forwarding, close_unguarded};
 pub use conntrack::FlowRoom;
 pub use covering::{Place, most_specific};
 pub use cut::CutSink;
@@ -60,7 +62,7 @@ pub use dry_run::{DryRunFirewall, Plan};
 pub use egress::{Egress, Interface, SnatRange};
 pub use host::{check_forwarding, check_host};
 pub use host_guard::HostGuard;
-pub use kernel::{KernelFirewall, close_forwarding, close_unguarded};
+pub use kernel::KernelFirewall;
 pub use layout::{KernelOptions, SourceOptions};
 pub use rules::{Deny, Mode, Policy};
 pub use sources::{Covering, SourceMeter, SourceSum, SourceSums};
