@@ -368,7 +368,7 @@ fn gained(touched: &mut BTreeMap<Element, Touched>, element: Element) {
 fn net_change(
     revision: Revision,
     touched: &BTreeMap<Element, Touched>,
-    drained: BTreeSet<Element>,
+    mut drained: BTreeSet<Element>,
     published: &Published,
 ) -> Change {
     let mut change = Change { revision, ..Change::default() };
@@ -380,7 +380,6 @@ fn net_change(
             _ => {}
         }
     }
-    let mut drained = drained;
     drained.retain(|element| !published.contains(element));
     if !drained.is_empty() {
         // One list, sorted; what drains and was revoked in the same moment stands in it once.

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::firewall::{DenialNews, DenialSink, DeniedPacket, LogLoss};
+use crate::metrics::registered;
 
 /// Most flows kept apart until a server was told of them.
 pub const MAX_DENIED_FLOWS: usize = 10_000;
@@ -64,10 +65,8 @@ struct Seen {
 
 impl Denials {
     pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let family = |name: &str, help: &str, label: &str| -> Result<IntCounterVec, prometheus::Error> {
-            let family = IntCounterVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(family.clone()))?;
-            Ok(family)
+        let family = |name: &str, help: &str, label: &str| {
+            registered(registry, IntCounterVec::new(Opts::new(name, help), &[label]))
         };
         let seen = family(
             "outputguard_denied_log_packets_total",
@@ -90,13 +89,11 @@ impl Denials {
         let folded = IntCounter::new(
             "outputguard_denied_log_folded_total",
             "Packets reported without their destination, because too many different flows waited for a server.",
-        )?;
-        let up = IntGauge::new(
-            "outputguard_denied_log_up",
-            "1 while the kernel's log of denied packets is read.",
-        )?;
-        registry.register(Box::new(folded.clone()))?;
-        registry.register(Box::new(up.clone()))?;
+        );
+        let folded = registered(registry, folded)?;
+        let up =
+            IntGauge::new("outputguard_denied_log_up", "1 while the kernel's log of denied packets is read.");
+        let up = registered(registry, up)?;
         let gathered = Gathered {
             flows: HashMap::new(),
             folded: HashMap::new(),

@@ -3,6 +3,7 @@
 use prometheus::{IntCounterVec, Opts, Registry};
 
 use crate::firewall::Denied;
+use crate::metrics::registered;
 
 /// Packets and bytes, by IP version.
 #[derive(Debug)]
@@ -16,8 +17,7 @@ pub(super) struct DeniedMetrics {
 impl DeniedMetrics {
     pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let family = |name: &str, help: &str| -> Result<IntCounterVec, prometheus::Error> {
-            let family = IntCounterVec::new(Opts::new(name, help), &["family"])?;
-            registry.register(Box::new(family.clone()))?;
+            let family = registered(registry, IntCounterVec::new(Opts::new(name, help), &["family"]))?;
             for version in ["ipv4", "ipv6"] {
                 family.with_label_values(&[version]);
             }

@@ -4,6 +4,7 @@ use prometheus::{IntGauge, Registry};
 
 use super::owner::gauge;
 use crate::firewall::FlowRoom;
+use crate::metrics::registered;
 
 /// Tracked flows and their limit.
 #[derive(Debug)]
@@ -14,11 +15,7 @@ pub(super) struct FlowMetrics {
 
 impl FlowMetrics {
     pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let family = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
+        let family = |name: &str, help: &str| registered(registry, IntGauge::new(name, help));
         Ok(Self {
             tracked: family("outputguard_conntrack_flows", "Flows the kernel of this gateway tracks.")?,
             limit: family(

@@ -32,6 +32,7 @@ use self::flows::FlowMetrics;
 use self::owner::Owner;
 use crate::firewall::{Covering, ElementCounters, Firewall, SourceMeter, most_specific};
 use crate::held::Held;
+use crate::metrics::registered;
 use crate::state::StateStore;
 
 /// How often chains and sets are compared with what they should be.
@@ -220,16 +221,8 @@ impl EnforceMetrics {
             &["kind"],
         )?;
         registry.register(Box::new(apply.clone()))?;
-        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
-        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
+        let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help));
+        let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help));
         Ok(Self {
             apply_change: apply.with_label_values(&["change"]),
             apply_whole: apply.with_label_values(&["whole"]),

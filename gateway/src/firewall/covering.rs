@@ -38,7 +38,7 @@ pub fn most_specific(elements: &BTreeSet<Element>, place: Place) -> Option<Eleme
         if element.prefix.contains(&place.address) {
             match element.ports {
                 None => whole = whole.or(Some(*element)),
-                Some(ports) if has(ports, place) => return Some(*element),
+                ports if covers_port(ports, place) => return Some(*element),
                 Some(_) => {}
             }
             before = (*element, false);
@@ -50,8 +50,11 @@ pub fn most_specific(elements: &BTreeSet<Element>, place: Place) -> Option<Eleme
     }
 }
 
-fn has(ports: PortRange, place: Place) -> bool {
-    ports.protocol().number() == place.protocol && (ports.first()..=ports.last()).contains(&place.port)
+/// True when `ports` let packets to the place's port pass; without ports every one.
+pub(super) fn covers_port(ports: Option<PortRange>, place: Place) -> bool {
+    ports.is_none_or(|ports| {
+        ports.protocol().number() == place.protocol && (ports.first()..=ports.last()).contains(&place.port)
+    })
 }
 
 /// No element with the same prefix comes after one with these.
@@ -121,7 +124,7 @@ mod tests {
             let place = Place { address: IpAddr::V4((base + last).into()), protocol: 6, port };
             let covering = elements.iter().filter(|element| element.prefix.contains(&place.address));
             let covering: Vec<_> =
-                covering.filter(|element| element.ports.is_none_or(|ports| has(ports, place))).collect();
+                covering.filter(|element| covers_port(element.ports, place)).collect();
             let best = covering.into_iter().max_by_key(|e| (e.ports.is_some(), e.prefix.prefix_len()));
             prop_assert_eq!(most_specific(&elements, place), best.copied());
         }

@@ -10,6 +10,7 @@ use allowlist::{Element, Revision};
 use ipnet::IpNet;
 
 use super::conntrack::Flow;
+use super::covering::covers_port;
 
 /// Takes reports of flows that were cut; called on the thread that cut them.
 pub type CutSink = Arc<dyn Fn(CutReport) + Send + Sync>;
@@ -110,15 +111,13 @@ impl Matcher {
         let v4 = flow.destination.is_ipv4();
         self.lengths.iter().rev().filter(|(of_v4, _)| *of_v4 == v4).find_map(|(_, length)| {
             let prefix = IpNet::new(flow.destination, *length).ok()?.trunc();
-            self.elements.get(&prefix)?.iter().find(|(element, _)| covers(element, flow)).copied()
+            self.elements
+                .get(&prefix)?
+                .iter()
+                .find(|(element, _)| covers_port(element.ports, flow.place()))
+                .copied()
         })
     }
-}
-
-fn covers(element: &Element, flow: &Flow) -> bool {
-    element.ports.is_none_or(|ports| {
-        ports.protocol().number() == flow.protocol && (ports.first()..=ports.last()).contains(&flow.port)
-    })
 }
 
 /// Sums of what was cut.

@@ -16,6 +16,7 @@ use ipnet::IpNet;
 
 use super::FirewallError;
 use super::conntrack::{Flow, FlowTable, Scan};
+use super::covering::Place;
 use super::cut::{CutSink, Orders};
 use super::ipset::{Client, IpsetError};
 use super::layout::{CUT_SETS, DRAIN_PAIRS, Family, Member, PAIRS, PairLayout, Scope, Service};
@@ -320,14 +321,14 @@ pub(super) fn create_cut_sets(client: &mut Client) -> Result<Vec<&'static str>, 
 /// Whether flows may go on, asked once for each destination.
 struct Judge<'a> {
     sets: &'a mut Client,
-    known: HashMap<(IpAddr, u8, u16), bool>,
+    known: HashMap<Place, bool>,
     /// Why it could not be asked; until then a flow counts as one that passes.
     failure: Option<IpsetError>,
 }
 
 impl Judge<'_> {
     fn passes(&mut self, flow: &Flow) -> bool {
-        let place = (flow.destination, flow.protocol, flow.port);
+        let place = flow.place();
         if let Some(passes) = self.known.get(&place) {
             return *passes;
         }

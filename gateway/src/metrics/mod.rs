@@ -1,5 +1,6 @@
 //! HTTP on port 9900: `/metrics` for Prometheus, `/livez` and `/readyz` for probes.
 
+mod families;
 pub mod traffic_page;
 
 use std::convert::Infallible;
@@ -14,6 +15,7 @@ use futures_util::stream;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use serde::Serialize;
 
+pub(crate) use self::families::registered;
 use self::traffic_page::TrafficPage;
 use crate::config::PerIpMetrics;
 use crate::enforce::{DenialLogHealth, Enforcer, KernelHealth};
@@ -83,16 +85,10 @@ impl Pages {
 
 impl StatusGauges {
     fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let vec = |name: &str, help: &str, label: &str| -> Result<IntGaugeVec, prometheus::Error> {
-            let gauge = IntGaugeVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
+        let vec = |name: &str, help: &str, label: &str| {
+            registered(registry, IntGaugeVec::new(Opts::new(name, help), &[label]))
         };
-        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
+        let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help));
         let build = vec("outputguard_gateway_build_info", "The program's version; always 1.", "version")?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::firewall::covering::Place;
 use crate::firewall::ipset::Counters;
 use crate::firewall::netlink::attribute::{Attribute, Attributes};
 
@@ -77,6 +78,11 @@ impl Flow {
     /// Tells it from every other flow, earlier and later ones included.
     pub(in crate::firewall) const fn identity(&self) -> &Key {
         &self.key
+    }
+
+    /// Where it goes.
+    pub(in crate::firewall) fn place(&self) -> Place {
+        Place { address: self.destination, protocol: self.protocol, port: self.port }
     }
 
     /// Reads a message of a dump; `None` for one without both directions.

@@ -46,6 +46,13 @@ struct Seen {
     listing: u32,
 }
 
+impl Seen {
+    /// A flow of which nothing was counted yet.
+    fn new(element: Option<Element>, listing: u32) -> Self {
+        Self { element, out: Counters::default(), back: Counters::default(), listing }
+    }
+}
+
 impl SeenFlows {
     pub(super) fn new() -> Self {
         Self { flows: HashMap::new(), hasher: RandomState::new(), listing: 0 }
@@ -92,12 +99,7 @@ impl SeenFlows {
         let seen = match self.flows.get_mut(&id) {
             Some(seen) => seen,
             None if !has_room => return None,
-            None => self.flows.entry(id).or_insert(Seen {
-                element: covering(flow),
-                out: Counters::default(),
-                back: Counters::default(),
-                listing,
-            }),
+            None => self.flows.entry(id).or_insert(Seen::new(covering(flow), listing)),
         };
         let moved = moved(flow.source, seen, out, back);
         (seen.out, seen.back, seen.listing) = (out, back, listing);
@@ -112,12 +114,7 @@ impl SeenFlows {
     ) -> Option<Moved> {
         let (out, back) = flow.counted?;
         let id = self.id(flow);
-        let seen = self.flows.remove(&id).unwrap_or_else(|| Seen {
-            element: covering(flow),
-            out: Counters::default(),
-            back: Counters::default(),
-            listing: 0,
-        });
+        let seen = self.flows.remove(&id).unwrap_or_else(|| Seen::new(covering(flow), 0));
         moved(flow.source, &seen, out, back)
     }
 

@@ -13,11 +13,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::seen::SeenFlows;
 use super::{Covering, SourceMeter};
+use crate::firewall::FirewallError;
 use crate::firewall::conntrack::{Flow, FlowEnds, FlowTable, Scan};
 use crate::firewall::cutter::{is_ours, local_addresses};
 use crate::firewall::layout::Family;
 use crate::firewall::netlink::listener::Heard;
-use crate::firewall::{FirewallError, Place};
 
 /// A reading takes at most one part in so many of a core: a long table is read less often.
 const READING_SHARE: u32 = 50;
@@ -140,7 +140,7 @@ impl Worker {
             table.list(Scan::Family(family), |flow| {
                 // The end of one that is dying was told, and is read after this.
                 if !flow.dying && is_ours(flow, internal_cidrs, local) {
-                    let covering = |flow: &Flow| covering(place(flow));
+                    let covering = |flow: &Flow| covering(flow.place());
                     if !*has_read {
                         seen.adopt(flow, covering);
                     } else if let Some(moved) = seen.listed(flow, covering) {
@@ -172,7 +172,7 @@ impl Worker {
                 }
                 // What ended unknown before the first reading was over may have begun before us.
                 let counts = *has_read || seen.knows(&flow);
-                if let Some(moved) = seen.ended(&flow, |flow| covering(place(flow)))
+                if let Some(moved) = seen.ended(&flow, |flow| covering(flow.place()))
                     && counts
                 {
                     meter.lock().add(&moved);
@@ -223,8 +223,4 @@ fn time_used() -> Duration {
     // SAFETY: the kernel writes one timespec, which lives here.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
-}
-
-fn place(flow: &Flow) -> Place {
-    Place { address: flow.destination, protocol: flow.protocol, port: flow.port }
 }
