@@ -13,12 +13,12 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gateway::firewall::{Firewall, KernelFirewall, KernelOptions};
 use serde_json::Value;
 
-use net::{CLIENT, CLIENT_V6, Net, elements, exchange};
+use net::{CLIENT, CLIENT_V6, Net, elements, exchange, until};
 
 const METRICS: &str = "127.0.0.1:9900";
 const PROMETHEUS: &str = "127.0.0.1:9090";
@@ -45,17 +45,6 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -114,12 +103,7 @@ fn start_gateway(cluster: &common::Cluster, state_dir: &Path) -> Program {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
     command
         .args(["--name", HOST, "--server", "wss://127.0.0.1:1/ws", "--metrics", METRICS])
-        .arg("--token-file")
-        .arg(cluster.token_file())
-        .arg("--ca-file")
-        .arg(cluster.ca_file())
-        .arg("--state-dir")
-        .arg(state_dir)
+        .args(cluster.arguments(state_dir))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     Program(command.spawn().unwrap())
@@ -157,11 +141,11 @@ fn prometheus_evaluates_the_dashboards_four_queries_to_what_was_sent() {
 
     let (cluster, directory) = (common::Cluster::new(), tempfile::tempdir().unwrap());
     let _gateway = start_gateway(&cluster, &directory.path().join("state"));
-    until("the gateway's page", || fetch(METRICS, "/metrics").filter(|page| page.contains(v6)));
+    until("the gateway's page", PATIENCE, || fetch(METRICS, "/metrics").filter(|page| page.contains(v6)));
     let _prometheus = start_prometheus(directory.path());
     let counted = |kind: &str| query(&format!("iptables_bytes_count{{type=\"{kind}\"}}"));
     // An increase counts from the first scrape on: both series have to be there before anything is sent.
-    until("a first scrape", || {
+    until("a first scrape", PATIENCE, || {
         let samples = counted("OUTPUT");
         (of(&samples, v4) == Some(0.0) && of(&samples, v6) == Some(0.0)).then_some(())
     });
@@ -177,12 +161,12 @@ fn prometheus_evaluates_the_dashboards_four_queries_to_what_was_sent() {
     let bytes_out = [300 * (QUESTION_BYTES + HEADERS_V4_BYTES), 120 * (QUESTION_BYTES + HEADERS_V6_BYTES)];
     let bytes_in = [300 * (ANSWER_BYTES + HEADERS_V4_BYTES), 120 * (ANSWER_BYTES + HEADERS_V6_BYTES)];
     for (kind, [first, second]) in [("OUTPUT", bytes_out), ("INPUT", bytes_in)] {
-        until("the counters to the byte", || {
+        until("the counters to the byte", PATIENCE, || {
             let samples = counted(kind);
             (of(&samples, v4) == Some(first as f64) && of(&samples, v6) == Some(second as f64)).then_some(())
         });
     }
-    until("scrapes enough", || {
+    until("scrapes enough", PATIENCE, || {
         let samples = query("min(count_over_time(iptables_bytes_count[2m]))");
         samples.first().filter(|(_, count)| *count >= SCRAPES).map(drop)
     });
@@ -206,7 +190,9 @@ fn prometheus_evaluates_the_dashboards_four_queries_to_what_was_sent() {
     // Who sent it is read from conntrack every ten seconds.
     for (source, wanted) in [(CLIENT, bytes_out[0]), (CLIENT_V6, bytes_out[1])] {
         let text = format!("outputguard_source_bytes_total{{source=\"{source}\",direction=\"out\"}}");
-        until("who sent it", || query(&text).first().filter(|(_, bytes)| *bytes == wanted as f64).map(drop));
+        until("who sent it", PATIENCE, || {
+            query(&text).first().filter(|(_, bytes)| *bytes == wanted as f64).map(drop)
+        });
     }
     check_names(&fetch(METRICS, "/metrics").unwrap());
 }

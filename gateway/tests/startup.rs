@@ -16,12 +16,7 @@ fn program(cluster: &Cluster, state_dir: &Path, more: &[&str]) -> Command {
     command
         .env_clear()
         .args(["--firewall", "dry-run", "--server", "wss://127.0.0.1:1/ws", "--metrics", "127.0.0.1:0"])
-        .arg("--token-file")
-        .arg(cluster.token_file())
-        .arg("--ca-file")
-        .arg(cluster.ca_file())
-        .arg("--state-dir")
-        .arg(state_dir)
+        .args(cluster.arguments(state_dir))
         .args(more);
     command
 }
@@ -30,8 +25,7 @@ fn program(cluster: &Cluster, state_dir: &Path, more: &[&str]) -> Command {
 fn on_the_kernel(cluster: &Cluster, state_dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
     command.args(["--firewall", "kernel", "--server", "wss://127.0.0.1:1/ws", "--metrics", "0.0.0.0:0"]);
-    command.arg("--token-file").arg(cluster.token_file());
-    command.arg("--ca-file").arg(cluster.ca_file()).arg("--state-dir").arg(state_dir);
+    command.args(cluster.arguments(state_dir));
     command
 }
 
@@ -94,8 +88,7 @@ fn a_port_in_use_is_named() {
         "--metrics",
         &address,
     ]);
-    command.arg("--token-file").arg(fixture.cluster.token_file());
-    command.arg("--ca-file").arg(fixture.cluster.ca_file()).arg("--state-dir").arg(fixture.state.path());
+    command.args(fixture.cluster.arguments(fixture.state.path()));
     let said = refused(command);
     assert!(said.contains(&address) && said.contains("in use"), "{said}");
 }
@@ -238,8 +231,7 @@ fn a_missing_capability_is_named_with_the_way_to_give_it() {
     let fixture = Fixture::new();
     let mut command = Command::new(env!("CARGO_BIN_EXE_outputguard-gateway"));
     command.args(["--firewall", "kernel", "--server", "wss://127.0.0.1:1/ws", "--metrics", "127.0.0.1:0"]);
-    command.arg("--token-file").arg(fixture.cluster.token_file());
-    command.arg("--ca-file").arg(fixture.cluster.ca_file()).arg("--state-dir").arg(fixture.state.path());
+    command.args(fixture.cluster.arguments(fixture.state.path()));
     // SAFETY: both are single system calls, which are safe between fork and exec. The network namespace makes sure
     // that a gateway that did start would not touch this machine.
     unsafe {

@@ -7,6 +7,7 @@
 )]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,6 +105,16 @@ impl Cluster {
 
     pub fn token_file(&self) -> PathBuf {
         self.dir.path().join("token")
+    }
+
+    /// What a gateway of this cluster is started with, its servers and its metrics page aside.
+    pub fn arguments(&self, state_dir: &Path) -> Vec<OsString> {
+        let files = [
+            ("--token-file", self.token_file()),
+            ("--ca-file", self.ca_file()),
+            ("--state-dir", state_dir.to_owned()),
+        ];
+        files.into_iter().flat_map(|(flag, path)| [flag.into(), path.into_os_string()]).collect()
     }
 
     /// A node on a port of its own.

@@ -1,8 +1,8 @@
 //! The real program on the real kernel: ended and killed under traffic, and as a user without any other power.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use allowlist::{Digest, feed::FeedState};
 use gateway::firewall::{Firewall, KernelFirewall, KernelOptions};
@@ -32,18 +32,9 @@ fn store(dir: &Path, listed: &[&str]) {
     store.close();
 }
 
-fn arguments(cluster: &Cluster, state_dir: &Path) -> Vec<String> {
-    let path = |path: &Path| path.to_str().unwrap().to_owned();
-    let mut arguments: Vec<String> =
-        ["--server", "wss://127.0.0.1:1/ws", "--metrics", "127.0.0.1:9900"].map(str::to_owned).into();
-    for (flag, value) in [
-        ("--token-file", path(&cluster.token_file())),
-        ("--ca-file", path(&cluster.ca_file())),
-        ("--state-dir", path(state_dir)),
-    ] {
-        arguments.extend([flag.to_owned(), value]);
-    }
-    arguments
+fn arguments(cluster: &Cluster, state_dir: &Path) -> Vec<OsString> {
+    let fixed = ["--server", "wss://127.0.0.1:1/ws", "--metrics", "127.0.0.1:9900"].map(OsString::from);
+    fixed.into_iter().chain(cluster.arguments(state_dir)).collect()
 }
 
 fn started(mut command: Command) -> Child {
@@ -52,16 +43,11 @@ fn started(mut command: Command) -> Child {
 
 /// Waits until it says that it enforces.
 fn wait_until_ready(child: &mut Child) {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        assert!(Instant::now() < deadline, "it did not become ready");
+    net::until("the gateway to be ready", DEADLINE, || {
         assert_eq!(child.try_wait().unwrap(), None, "it ended");
         let page = Command::new("curl").args(["-s", "http://127.0.0.1:9900/readyz"]).output().unwrap().stdout;
-        if String::from_utf8(page).unwrap().contains("\"ready\":true") {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        String::from_utf8(page).unwrap().contains("\"ready\":true").then_some(())
+    });
 }
 
 fn end(child: &mut Child, signal: Signal) {
@@ -126,10 +112,8 @@ fn a_user_with_two_capabilities_and_no_other_power_runs_a_gateway() {
     assert!(is_prohibited(&net.client, "9.9.9.9:80"));
     // It mends what others break, as root would.
     net::command("iptables", &["-F", "OG-FORWARD"]);
-    let deadline = Instant::now() + DEADLINE;
-    while !net::command("iptables", &["-S", "OG-FORWARD"]).contains("og4o") {
-        assert!(Instant::now() < deadline, "the chain was not repaired");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    net::until("the chain to be repaired", DEADLINE, || {
+        net::command("iptables", &["-S", "OG-FORWARD"]).contains("og4o").then_some(())
+    });
     end(&mut gateway, Signal::SIGTERM);
 }

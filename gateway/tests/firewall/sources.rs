@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use allowlist::Element;
 use allowlist::feed::SourceDelta;
@@ -13,7 +13,7 @@ use gateway::firewall::{
 };
 
 use crate::counting::talk;
-use crate::net::{CLIENT, CLIENT_V6, Net, PATIENCE, command, counted, element, elements, exchange};
+use crate::net::{CLIENT, CLIENT_V6, Net, PATIENCE, command, counted, element, elements, exchange, until};
 
 const SECOND: &str = "10.9.0.3";
 const SECOND_V6: &str = "fd09::3";
@@ -30,19 +30,8 @@ fn watching(listed: &BTreeSet<Element>, interval: Duration, top: usize) -> (Kern
     let held = listed.clone();
     let covering = Arc::new(move |place| most_specific(&held, place));
     let meter = firewall.watch_sources(covering).unwrap().unwrap();
-    until("the first reading", || (meter.readings() > 0).then_some(()));
+    until("the first reading", PATIENCE, || (meter.readings() > 0).then_some(()));
     (firewall, meter)
-}
-
-fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 fn of(meter: &SourceMeter, source: &str) -> SourceSum {
@@ -111,7 +100,7 @@ fn what_each_source_moved_is_counted_to_the_byte() {
         wanted.push((source, both_ways(packets, bytes + packets * headers)));
     }
     for (source, sum) in &wanted {
-        until(source, || (of(&meter, source) == *sum).then_some(()));
+        until(source, PATIENCE, || (of(&meter, source) == *sum).then_some(()));
     }
 
     // TCP: how many packets that takes is the kernel's choice, but conntrack and the sets saw the same ones.
@@ -119,7 +108,7 @@ fn what_each_source_moved_is_counted_to_the_byte() {
     transfer(&net, CLIENT, "9.9.9.9:80".parse().unwrap(), 300_000);
     transfer(&net, SECOND, "9.9.9.9:80".parse().unwrap(), 70_000);
     let web = element("9.9.9.0/24 tcp/80");
-    until("what the sets counted of TCP", || {
+    until("what the sets counted of TCP", PATIENCE, || {
         due.extend(meter.take_due());
         let sum = |read: fn(&SourceDelta) -> u64| {
             due.iter().filter(|delta| delta.element == Some(web)).map(read).sum::<u64>()
@@ -164,7 +153,7 @@ fn flows_that_begin_and_end_between_two_readings_are_counted() {
         packets_in: 20,
         bytes_in: 20 * (6 + HEADERS_V4_BYTES),
     };
-    until("the ends of all flows", || (of(&meter, CLIENT) == sum).then_some(()));
+    until("the ends of all flows", PATIENCE, || (of(&meter, CLIENT) == sum).then_some(()));
     assert_eq!(meter.readings(), 1);
 }
 
@@ -177,14 +166,14 @@ fn a_flow_that_outlives_a_process_counts_only_from_then_on_and_ends_once() {
     let (first, meter) = watching(&listed, Duration::from_millis(30), 50);
     exchange(&client, &server);
     exchange(&client, &server);
-    until("the first process", || (of(&meter, CLIENT).packets_out == 2).then_some(()));
+    until("the first process", PATIENCE, || (of(&meter, CLIENT).packets_out == 2).then_some(()));
     drop(first);
     let (_second, meter) = watching(&listed, Duration::from_millis(30), 50);
     exchange(&client, &server);
-    until("the second process", || (of(&meter, CLIENT).packets_out == 1).then_some(()));
+    until("the second process", PATIENCE, || (of(&meter, CLIENT).packets_out == 1).then_some(()));
     command("conntrack", &["-D", "-p", "udp", "--orig-src", CLIENT]);
     let readings = meter.readings();
-    until("some readings more", || (meter.readings() > readings + 3).then_some(()));
+    until("some readings more", PATIENCE, || (meter.readings() > readings + 3).then_some(()));
     assert_eq!(of(&meter, CLIENT).packets_out, 1);
 }
 
@@ -197,8 +186,8 @@ fn neither_the_machines_own_flows_nor_those_of_other_networks_are_counted_and_ho
     let server = net.internet.udp("8.8.8.8", 9);
     exchange(&net.gateway.udp(crate::net::GATEWAY, 0), &server);
     exchange(&net.client.udp(CLIENT, 0), &server);
-    until("the first host", || (of(&meter, CLIENT).packets_out == 1).then_some(()));
+    until("the first host", PATIENCE, || (of(&meter, CLIENT).packets_out == 1).then_some(()));
     exchange(&net.client.udp(SECOND, 0), &server);
-    until("the others", || (meter.sums().other.packets_out == 1).then_some(()));
+    until("the others", PATIENCE, || (meter.sums().other.packets_out == 1).then_some(()));
     assert_eq!(meter.sums().named.len(), 1);
 }

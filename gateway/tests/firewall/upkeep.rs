@@ -4,7 +4,7 @@ use gateway::firewall::{
     Firewall, FirewallError, KernelFirewall, KernelOptions, check_forwarding, check_host,
 };
 
-use crate::net::{Net, command, counted, element, elements};
+use crate::net::{Net, PATIENCE, command, counted, element, elements, until};
 
 pub(crate) fn installed() -> KernelFirewall {
     let mut firewall = KernelFirewall::new(&KernelOptions::default()).unwrap();
@@ -297,15 +297,9 @@ fn what_somebody_broke_is_seen_and_repaired_soon_although_rules_are_not_listed_e
         ("-t nat -F OG-NAT", "nat OG-NAT (v4): rules were not ours"),
     ] {
         command("iptables", &sabotage.split(' ').collect::<Vec<_>>());
-        let deadline = std::time::Instant::now() + crate::net::PATIENCE;
-        let found = loop {
-            let found = firewall.repair_what_was_seen().unwrap();
-            if !found.is_empty() {
-                break found;
-            }
-            assert!(std::time::Instant::now() < deadline, "{sabotage} was not seen");
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        };
+        let found = until(sabotage, PATIENCE, || {
+            Some(firewall.repair_what_was_seen().unwrap()).filter(|found| !found.is_empty())
+        });
         assert_eq!(found.iter().map(|repair| repair.what.as_str()).collect::<Vec<_>>(), [name]);
         assert!(net.passes(&unlisted, &beacon).is_none(), "{sabotage}");
         assert!(net.passes(&net.internet.udp("9.9.9.9", 53), &beacon).is_some(), "{sabotage}");

@@ -18,6 +18,13 @@ fn flow(destination: &str, protocol: u8, port: u16, last_ms: u64) -> DeniedFlow 
     DeniedFlow { source, destination, protocol, port, packets: 3, first_ms: last_ms - 1_000, last_ms }
 }
 
+async fn connected() -> (Server, Gateway) {
+    let server = Server::start().await;
+    let token = server.token("gw", Role::Gateway).await;
+    let gateway = Gateway::connect(&server, &token, "gw-1").await;
+    (server, gateway)
+}
+
 async fn destinations(server: &Server, query: &str) -> Vec<String> {
     let answer = server.read(&format!("{PATH}?{query}")).await;
     let rows = answer["denied"].as_array().unwrap();
@@ -26,9 +33,7 @@ async fn destinations(server: &Server, query: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn what_a_gateway_denied_is_shown_with_what_the_list_says_of_it_now() {
-    let server = Server::start().await;
-    let token = server.token("gw", Role::Gateway).await;
-    let mut gateway = Gateway::connect(&server, &token, "gw-1").await;
+    let (server, mut gateway) = connected().await;
     // 2023-11-14T22:13:20Z.
     let at = 1_700_000_000_000;
     gateway
@@ -69,9 +74,7 @@ async fn what_a_gateway_denied_is_shown_with_what_the_list_says_of_it_now() {
 
 #[tokio::test]
 async fn denied_packets_are_found_by_who_what_and_when_page_by_page() {
-    let server = Server::start().await;
-    let token = server.token("gw", Role::Gateway).await;
-    let mut gateway = Gateway::connect(&server, &token, "gw-1").await;
+    let (server, mut gateway) = connected().await;
     let at = 1_700_000_000_000;
     gateway
         .say(&ToServer::Denied(vec![

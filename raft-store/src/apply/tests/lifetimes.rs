@@ -8,6 +8,13 @@ fn apply_at(state: &mut State, at_ms: u64, command: Command) -> (AppliedBatch, R
     (applied, reply.replies.remove(0))
 }
 
+/// A cluster that has agreed on what is tested here.
+fn agreed() -> State {
+    let mut state = State::default();
+    apply(&mut state, [Command::RaiseFeatures(FeatureLevel::LIFETIMES)]);
+    state
+}
+
 fn ends(number: u128, target: &str, expires_at_ms: u64) -> Command {
     let Command::AddEntry(new) = add(number, target, &[]) else { unreachable!() };
     Command::AddEntry(NewEntry { expires_at_ms: Some(expires_at_ms), ..new })
@@ -53,11 +60,8 @@ fn a_protected_entry_never_ends_by_itself() {
 
 #[test]
 fn a_removed_domain_takes_what_left_it_before_and_may_drain_along() {
-    let mut state = State::default();
-    apply(
-        &mut state,
-        [Command::RaiseFeatures(FeatureLevel::LIFETIMES), add(1, "a.example.com", &["tcp/443"])],
-    );
+    let mut state = agreed();
+    apply(&mut state, [add(1, "a.example.com", &["tcp/443"])]);
     apply(&mut state, [add(2, "9.9.9.9", &["tcp/443"])]);
     apply(&mut state, [resolve("a.example.com", &["1.1.1.1", "9.9.9.9", "8.8.8.8"], &[])]);
     let (applied, _) = apply(&mut state, [resolve("a.example.com", &[], &["1.1.1.1", "9.9.9.9"])]);
@@ -84,11 +88,8 @@ fn a_cluster_that_has_not_agreed_on_it_remembers_no_history() {
 
 #[test]
 fn the_impact_of_a_removal_says_what_goes_what_stays_and_because_of_whom() {
-    let mut state = State::default();
-    apply(
-        &mut state,
-        [Command::RaiseFeatures(FeatureLevel::LIFETIMES), add(1, "a.example.com", &["tcp/443"])],
-    );
+    let mut state = agreed();
+    apply(&mut state, [add(1, "a.example.com", &["tcp/443"])]);
     apply(
         &mut state,
         [add(2, "9.9.9.9", &["tcp/443"]), add(3, "8.8.0.0/16", &[]), add(4, "4.4.4.4", &["udp/53"])],
@@ -117,11 +118,8 @@ fn the_impact_of_a_removal_says_what_goes_what_stays_and_because_of_whom() {
 
 #[test]
 fn what_drains_for_another_entry_of_the_name_goes_on() {
-    let mut state = State::default();
-    apply(
-        &mut state,
-        [Command::RaiseFeatures(FeatureLevel::LIFETIMES), add_protected_domain(1, &["tcp/443"])],
-    );
+    let mut state = agreed();
+    apply(&mut state, [add_protected_domain(1, &["tcp/443"])]);
     apply(&mut state, [add(2, "a.example.com", &["tcp/443", "tcp/8443"])]);
     apply(&mut state, [resolve("a.example.com", &["1.1.1.1", "8.8.8.8"], &[])]);
     apply(&mut state, [resolve("a.example.com", &[], &["1.1.1.1"])]);
@@ -133,11 +131,8 @@ fn what_drains_for_another_entry_of_the_name_goes_on() {
 
 #[test]
 fn an_entry_takes_nothing_along_that_left_before_it_came() {
-    let mut state = State::default();
-    apply(
-        &mut state,
-        [Command::RaiseFeatures(FeatureLevel::LIFETIMES), add(1, "a.example.com", &["tcp/443"])],
-    );
+    let mut state = agreed();
+    apply(&mut state, [add(1, "a.example.com", &["tcp/443"])]);
     apply(
         &mut state,
         [resolve("a.example.com", &["1.1.1.1", "8.8.8.8"], &[]), resolve("a.example.com", &[], &["1.1.1.1"])],

@@ -13,6 +13,17 @@ fn apply(content: &mut Content, batch: &crate::command::Batch) -> Dirty {
     dirty
 }
 
+fn answers(count: u64) -> Kept {
+    Kept::from_answers((0..count).map(|number| KeptAnswer {
+        name: format!("ops\0{number}").into(),
+        fingerprint: [1; 32],
+        at_ms: 1,
+        revision: number,
+        position: 0,
+        replies: vec![crate::Reply::Done],
+    }))
+}
+
 #[test]
 fn meta_record_has_these_exact_bytes() {
     let meta = Meta {
@@ -50,15 +61,7 @@ fn a_newer_feature_level_is_told_from_damage() {
 fn kept_answers_count_as_content() {
     let root = tempfile::tempdir().unwrap();
     let mut content = Content::default();
-    let answers = (0..1_000).map(|number| KeptAnswer {
-        name: format!("ops\0{number}").into(),
-        fingerprint: [1; 32],
-        at_ms: 1,
-        revision: number,
-        position: 0,
-        replies: vec![crate::Reply::Done],
-    });
-    content.state.kept = Kept::from_answers(answers);
+    content.state.kept = answers(1_000);
     let database = Database::create(root.path(), &content).unwrap();
     let bytes = database.live_bytes(&content);
     content.state.kept = Kept::default();
@@ -69,15 +72,7 @@ fn kept_answers_count_as_content() {
 fn what_is_given_up_while_it_is_written_leaves_nothing() {
     let root = tempfile::tempdir().unwrap();
     let mut content = Content::default();
-    let answers = (0..3 * WHOLE_STEP_KEYS as u64).map(|number| KeptAnswer {
-        name: format!("ops\0{number}").into(),
-        fingerprint: [1; 32],
-        at_ms: 1,
-        revision: number,
-        position: 0,
-        replies: vec![crate::Reply::Done],
-    });
-    content.state.kept = Kept::from_answers(answers);
+    content.state.kept = answers(3 * WHOLE_STEP_KEYS as u64);
     let asked = std::cell::Cell::new(0);
     let given_up = || {
         asked.set(asked.get() + 1);
