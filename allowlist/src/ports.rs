@@ -75,6 +75,11 @@ impl PortRange {
         self.last
     }
 
+    /// True when a packet of this IP protocol number to this port is within the range.
+    pub fn contains(self, protocol: u8, port: u16) -> bool {
+        self.protocol().number() == protocol && (self.first()..=self.last()).contains(&port)
+    }
+
     /// How many ports the range holds, 1 to 65,535.
     pub const fn count(self) -> usize {
         (self.last - self.first) as usize + 1

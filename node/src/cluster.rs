@@ -8,6 +8,7 @@ mod leaving;
 mod member_events;
 mod members;
 mod recovery;
+mod reports;
 mod room;
 mod start;
 mod status;

@@ -52,9 +52,7 @@ pub fn most_specific(elements: &BTreeSet<Element>, place: Place) -> Option<Eleme
 
 /// True when `ports` let packets to the place's port pass; without ports every one.
 pub(super) fn covers_port(ports: Option<PortRange>, place: Place) -> bool {
-    ports.is_none_or(|ports| {
-        ports.protocol().number() == place.protocol && (ports.first()..=ports.last()).contains(&place.port)
-    })
+    ports.is_none_or(|ports| ports.contains(place.protocol, place.port))
 }
 
 /// No element with the same prefix comes after one with these.

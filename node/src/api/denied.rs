@@ -9,11 +9,9 @@ use axum::extract::State;
 use ipnet::IpNet;
 use raft_store::state::State as ListState;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
 
-use super::entry_view::rfc3339;
+use super::entry_view::{rfc3339, unix_ms};
 use super::input::Params;
 use super::problem::{Code, Problem, ProblemBody};
 use super::{AppState, paging};
@@ -172,20 +170,17 @@ fn destinations(text: &str, list: &ListState) -> Result<Vec<IpNet>, Problem> {
 }
 
 fn since(text: &str) -> Result<u64, Problem> {
-    let parsed = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+    unix_ms(text).ok_or_else(|| {
         let detail = format!("since is `{text}`; give a time such as 2026-01-31T13:00:00Z");
         Problem::new(Code::InvalidQuery, detail)
-    })?;
-    Ok(u64::try_from(parsed.unix_timestamp_nanos() / 1_000_000).unwrap_or(0))
+    })
 }
 
 fn view(row: &DeniedRow, list: &ListState) -> DeniedView {
     let key = &row.key;
     let (mut entries, mut other_ports) = (Vec::new(), Vec::new());
     for (element, owners) in list.published().covering(key.destination) {
-        let passes = element.ports.is_none_or(|ports| {
-            ports.protocol().number() == key.protocol && (ports.first()..=ports.last()).contains(&key.port)
-        });
+        let passes = element.ports.is_none_or(|ports| ports.contains(key.protocol, key.port));
         let named = if passes { &mut entries } else { &mut other_ports };
         for owner in owners {
             if named.len() < MAX_ENTRIES_BESIDE && !named.contains(owner) {

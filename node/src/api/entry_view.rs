@@ -157,6 +157,12 @@ pub(super) fn rfc3339(unix_ms: u64) -> String {
     text.unwrap_or_else(|| "9999-12-31T23:59:59.999Z".to_owned())
 }
 
+/// A time as people write it (RFC 3339), Unix milliseconds; one before 1970 is 0.
+pub(super) fn unix_ms(text: &str) -> Option<u64> {
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    Some(u64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,22 +1,20 @@
 //! The time at which an entry ends by itself, as people write it.
 
 use serde::{Deserialize, Deserializer};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::entries::now_ms;
+use super::entry_view::unix_ms;
 use super::problem::{Code, Problem};
 
 /// Parses a time that has to come yet, RFC 3339; gives Unix milliseconds.
 pub(super) fn parse(text: &str) -> Result<u64, Problem> {
     let wrong = |what: String| Problem::new(Code::InvalidExpiry, what);
     let shown: String = text.chars().take(64).collect();
-    let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+    let at_ms = unix_ms(text).ok_or_else(|| {
         wrong(format!(
             "expires_at `{shown}` is not a time; write it as RFC 3339, such as 2030-01-31T18:00:00Z"
         ))
     })?;
-    let at_ms = u64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
     if at_ms <= now_ms() {
         return Err(wrong(format!("expires_at `{shown}` is over; give a time that has to come yet")));
     }

@@ -26,6 +26,8 @@ const MAX_ROWS: usize = 100;
 const DEFAULT_WINDOW: Window = Window::Minutes(10);
 /// How many of the other kind are named in a row.
 const MAX_PARTS: usize = 3;
+/// Most owners of one element that its traffic is told of; an address of a large content network may have thousands.
+const MAX_OWNERS: usize = 10;
 /// How long each other node has to say what it knows.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -185,9 +187,6 @@ enum Subject {
 }
 
 /// Finds entries by element, and their names.
-/// Most owners of one element that its traffic is told of; an address of a large content network may have thousands.
-const MAX_OWNERS: usize = 10;
-
 struct Names<'a>(&'a AllowlistState);
 
 impl Names<'_> {

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver as _;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Cluster;
 use crate::feed::denied::{DeniedLog, DeniedPage, DeniedQuery, MAX_DENIED_PREFIXES};
-use crate::raft::link::Purpose;
 use crate::raft::wire::{Refusal, Request, Response};
 
 /// Rows of all nodes that answered.
@@ -30,22 +27,13 @@ impl Cluster {
     /// Denied packets as all members know them that answer in time.
     pub async fn denied(&self, query: &DeniedQuery, timeout: Duration) -> DeniedAnswer {
         let deadline = Instant::now() + timeout;
-        let metrics = self.raft().metrics().borrow_watched().clone();
-        let membership = metrics.membership_config.membership();
-        let mut asked = JoinSet::new();
-        for (id, node) in membership.nodes().filter(|(id, _)| **id != self.id()) {
-            let name = node.name.clone();
-            // A release that does not know the question closes the connection, so it is one that nobody else uses.
-            let link = self.peers().link(&node.raft_address, Some(*id), Purpose::Denied);
-            let request = Request::Denied(query.clone());
-            asked.spawn(async move {
-                match link.call(request, deadline).await {
-                    Ok(Response::Denied(page)) => (name, Some(page)),
-                    Ok(_) | Err(_) => (name, None),
-                }
-            });
-        }
-        let mut answers = asked.join_all().await;
+        let told = self.ask_reports(Request::Denied(query.clone()), deadline).await.into_iter();
+        let mut answers: Vec<(String, Option<DeniedPage>)> = told
+            .map(|(name, answer)| match answer {
+                Some(Response::Denied(page)) => (name, Some(page)),
+                Some(_) | None => (name, None),
+            })
+            .collect();
         answers.push((self.name().to_owned(), self.denied_here(query).ok()));
         answers.sort_by(|(a, _), (b, _)| a.cmp(b));
         let asked = answers.iter().map(|(name, page)| (name.clone(), page.is_some())).collect();

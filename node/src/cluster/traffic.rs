@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver as _;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Cluster;
 use crate::feed::traffic::{TrafficSums, Window};
-use crate::raft::link::Purpose;
 use crate::raft::wire::{Request, Response};
 
 /// What the whole cluster knows.
@@ -24,31 +21,18 @@ impl Cluster {
     /// Asks every node, each at most for `timeout`.
     pub async fn traffic(&self, window: Window, gateway: Option<&str>, timeout: Duration) -> ClusterTraffic {
         let deadline = Instant::now() + timeout;
-        let metrics = self.raft().metrics().borrow_watched().clone();
-        let mut asked = JoinSet::new();
-        for (id, node) in metrics.membership_config.membership().nodes().filter(|(id, _)| **id != self.id()) {
-            // A line that carries nothing else of weight: a node of an older release may hang up on what it does not know.
-            let link = self.peers().link(&node.raft_address, Some(*id), Purpose::Denied);
-            let (name, request) =
-                (node.name.clone(), Request::Traffic { window, gateway: gateway.map(str::to_owned) });
-            asked.spawn(async move {
-                match link.call(request, deadline).await {
-                    Ok(Response::Traffic(sums)) => Ok(sums),
-                    Ok(_) | Err(_) => Err(name),
-                }
-            });
-        }
+        let request = Request::Traffic { window, gateway: gateway.map(str::to_owned) };
+        let told = self.ask_reports(request, deadline).await;
         let mut all = ClusterTraffic { sums: self.traffic_here(window, gateway), silent: Vec::new() };
-        for answer in asked.join_all().await {
+        for (name, answer) in told {
             match answer {
-                Ok(sums) => {
+                Some(Response::Traffic(sums)) => {
                     all.sums.sources.extend(sums.sources);
                     all.sums.elements.extend(sums.elements);
                 }
-                Err(name) => all.silent.push(name),
+                Some(_) | None => all.silent.push(name),
             }
         }
-        all.silent.sort();
         all
     }
 

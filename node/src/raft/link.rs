@@ -34,8 +34,8 @@ pub(crate) enum Purpose {
     Forward,
     /// Asking what a node can apply.
     Announce,
-    /// Asking what its gateways denied.
-    Denied,
+    /// Asking what its gateways told it.
+    Reports,
 }
 const PURPOSES: usize = 6;
 
