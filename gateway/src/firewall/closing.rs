@@ -62,7 +62,7 @@ pub(super) fn chains(options: &KernelOptions) -> [Chains; 2] {
 
 /// Closes the way wherever packets could pass around our rules: without a jump, a chain or its final drop. What
 /// stands is left as it is. It needs no sets, and goes on to the other family past an error. Says which jumps were
-/// wrong; [`Self::establish`] says which rules.
+/// wrong; whoever puts the rules back says which of those.
 pub(super) fn close_where_open(chains: &[Chains; 2]) -> Result<Vec<String>, FirewallError> {
     let mut different = Vec::new();
     let mut failure = None;
