@@ -50,7 +50,7 @@ pub(crate) fn run(options: &Options, output: &Path, quick: bool, profile: &str) 
     let run = Run::begin()?;
     let namespace = Namespace::create(&run.namespace_name("scrape"))?;
     namespace.ip("link set lo up")?;
-    namespace.sysctls(&[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")])?;
+    namespace.sysctls(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
     fill_sets(&namespace, addresses)?;
     let gateway = start_gateway(&run, &namespace)?;
     let pid = gateway.pid().context("the gateway has ended")?;
@@ -69,7 +69,7 @@ pub(crate) fn run(options: &Options, output: &Path, quick: bool, profile: &str) 
     let page = &scrapes.last().context("no round")?.page;
     let series = page.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"iptables_")).count();
     ensure!(series == addresses as usize * SERIES, "{series} series on the page of {addresses} addresses");
-    let mut report = Report::new("scrape", profile, rounds);
+    let mut report = Report::new("scrape", profile, rounds).beside("nothing");
     report.set("quick", quick);
     report.set("scrape_100k_page_mib", mib(page.len() as f64));
     // What the page would cost compressed, by a program that is good at it.
