@@ -45,22 +45,32 @@ pub struct Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SpecialRange { prefix, name, source } = self.range;
-        let host = self.asked.prefix_len() == self.asked.max_prefix_len();
-        if host {
-            write!(f, "{}", self.asked.addr())?;
-        } else {
-            write!(f, "{}", self.asked)?;
-        }
-        match self.embedded {
-            Some(inside) if inside.prefix_len() == inside.max_prefix_len() => {
-                write!(f, " (which embeds {})", inside.addr())?;
+        write!(f, "{}; only globally reachable unicast can be allowed", self.finding())
+    }
+}
+
+impl Refusal {
+    /// What it is and where it lies, without what follows from that.
+    pub fn finding(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| {
+            let SpecialRange { prefix, name, source } = self.range;
+            let host = self.asked.prefix_len() == self.asked.max_prefix_len();
+            if host {
+                write!(f, "{}", self.asked.addr())?;
+            } else {
+                write!(f, "{}", self.asked)?;
             }
-            Some(inside) => write!(f, " (which embeds {inside})")?,
-            None => {}
-        }
-        let verb = if prefix.contains(&self.embedded.unwrap_or(self.asked)) { "lies in" } else { "overlaps" };
-        write!(f, " {verb} {prefix}, {name} ({source}); only globally reachable unicast can be allowed")
+            match self.embedded {
+                Some(inside) if inside.prefix_len() == inside.max_prefix_len() => {
+                    write!(f, " (which embeds {})", inside.addr())?;
+                }
+                Some(inside) => write!(f, " (which embeds {inside})")?,
+                None => {}
+            }
+            let verb =
+                if prefix.contains(&self.embedded.unwrap_or(self.asked)) { "lies in" } else { "overlaps" };
+            write!(f, " {verb} {prefix}, {name} ({source})")
+        })
     }
 }
 

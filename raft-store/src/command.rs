@@ -272,6 +272,11 @@ pub enum NameStatus {
         /// In words.
         reason: String,
     },
+    /// Some answers were refused because they are not public; those that are public are used.
+    Mixed {
+        /// Which upstream gave what, in words.
+        reason: String,
+    },
 }
 
 /// What a token may do; each role includes the ones before it, except `Gateway`, which may only open a feed.

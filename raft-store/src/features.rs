@@ -17,7 +17,7 @@ use std::fmt;
 use openraft::EntryPayload;
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Command, RestorePart};
+use crate::command::{Command, NameStatus, RestorePart};
 use crate::types::Entry;
 
 /// A level. Each includes the ones before it.
@@ -32,8 +32,10 @@ impl FeatureLevel {
     pub const MEMBER_EVENTS: Self = Self(2);
     /// Entries may end by themselves, and names have a history.
     pub const LIFETIMES: Self = Self(3);
+    /// A name may have public and refused answers at once.
+    pub const MIXED_NAMES: Self = Self(4);
     /// The highest that this program applies.
-    pub const NEWEST: Self = Self::LIFETIMES;
+    pub const NEWEST: Self = Self::MIXED_NAMES;
 }
 
 /// The level a state begins with.
@@ -106,6 +108,9 @@ impl Command {
                 .unwrap_or_default(),
             Self::Restore(parts) => parts.iter().map(RestorePart::needs).max().unwrap_or_default(),
             Self::ChangeEntry { .. } | Self::Expire { .. } => FeatureLevel::LIFETIMES,
+            Self::SetResolution { resolution, .. } if matches!(resolution.status, NameStatus::Mixed { .. }) => {
+                FeatureLevel::MIXED_NAMES
+            }
             Self::RemoveEntry { .. }
             | Self::UpdateEntry { .. }
             | Self::SetResolution { .. }

@@ -3,10 +3,10 @@
 //! A node answers from the changes it applied since it started (or was sent a snapshot), a bounded number of them;
 //! `complete_after` says from which revision on nothing is missing.
 
-use allowlist::Revision;
+use allowlist::{DomainName, Revision};
 use axum::Json;
 use axum::extract::State;
-use raft_store::command::MemberAction;
+use raft_store::command::{MemberAction, NameStatus};
 use raft_store::state::{Event, EventKind};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -150,6 +150,18 @@ impl AuditEvent {
     }
 }
 
+/// With what DNS said when it was not simply an answer: that is why nothing moved.
+fn resolved(domain: &DomainName, added: usize, retired: usize, status: &NameStatus) -> String {
+    let counts = format!("{domain}: {added} addresses more, {retired} fewer");
+    match status {
+        NameStatus::Pending | NameStatus::Ok => counts,
+        NameStatus::Stale { error, .. } => format!("{counts}; DNS fails: {error}"),
+        NameStatus::NoSuchName => format!("{counts}; DNS says: no such name"),
+        NameStatus::Refused { reason } => format!("{counts}; answers refused: {reason}"),
+        NameStatus::Mixed { reason } => format!("{counts}; some answers refused: {reason}"),
+    }
+}
+
 fn describe(kind: &EventKind) -> (AuditKind, Option<String>, String) {
     match kind {
         EventKind::EntryAdded(entry) => {
@@ -162,9 +174,8 @@ fn describe(kind: &EventKind) -> (AuditKind, Option<String>, String) {
             (AuditKind::EntryUpdated, Some(entry.id.to_string()), entry.target.to_string())
         }
         EventKind::ProtectedRefused(id) => (AuditKind::ProtectedRefused, Some(id.to_string()), String::new()),
-        EventKind::Resolved { domain, added, retired, .. } => {
-            let subject = format!("{domain}: {} addresses more, {} fewer", added.len(), retired.len());
-            (AuditKind::Resolved, None, subject)
+        EventKind::Resolved { domain, added, retired, status } => {
+            (AuditKind::Resolved, None, resolved(domain, added.len(), retired.len(), status))
         }
         EventKind::TokenAdded(name) => (AuditKind::TokenAdded, None, name.clone()),
         EventKind::TokenRemoved(name) => (AuditKind::TokenRemoved, None, name.clone()),
@@ -182,5 +193,20 @@ fn describe(kind: &EventKind) -> (AuditKind, Option<String>, String) {
             };
             (kind, Some(event.id.to_string()), event.node.to_string())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_answer_is_told_with_upstream_and_address() {
+        let status = NameStatus::Mixed { reason: "192.0.2.1:53 gave 10.0.0.1".to_owned() };
+        let text = resolved(&"api.example.com".parse().unwrap(), 1, 0, &status);
+        assert_eq!(
+            text,
+            "api.example.com: 1 addresses more, 0 fewer; some answers refused: 192.0.2.1:53 gave 10.0.0.1"
+        );
     }
 }

@@ -75,6 +75,8 @@ pub(super) enum ResolutionState {
     NoSuchName,
     /// Answers are refused: non-public or too many.
     Refused,
+    /// Some answers are refused because they are not public; the public ones are used.
+    Mixed,
 }
 
 /// A published address of a domain.
@@ -132,6 +134,7 @@ impl ResolutionView {
             }
             NameStatus::NoSuchName => (ResolutionState::NoSuchName, None, changed),
             NameStatus::Refused { reason } => (ResolutionState::Refused, Some(reason.clone()), changed),
+            NameStatus::Mixed { reason } => (ResolutionState::Mixed, Some(reason.clone()), changed),
         };
         let addresses = resolution.addresses.iter().map(|(address, seen)| AddressView {
             address: address.to_string(),

@@ -17,8 +17,11 @@ use allowlist::{DomainName, Refusal, class};
 use raft_store::command::{NameStatus, ResolutionUpdate, SeenAddress};
 use raft_store::state::Resolution;
 
+mod refused;
+
 use super::answer::{Answer, Family, UpstreamSet};
 use super::schedule::AskAgain;
+use refused::Refusals;
 
 /// Most addresses of one name; more is an open proxy or a mistake, and nothing new is taken.
 pub const MAX_ADDRESSES_PER_NAME: usize = 1_000;
@@ -64,6 +67,8 @@ pub struct Rules {
     pub linger: Duration,
     /// Names of the upstreams, in the order of the settings.
     pub upstreams: Vec<String>,
+    /// The cluster has agreed to tell of names with public and refused answers ([`NameStatus::Mixed`]).
+    pub tells_mixed: bool,
 }
 
 /// What this leader remembers of a name between rounds; not replicated.
@@ -73,6 +78,7 @@ pub struct Memory {
     v4: FamilyMemory,
     v6: FamilyMemory,
     refused: BTreeSet<IpAddr>,
+    refusals: Refusals,
     other_chain: Option<(Vec<DomainName>, u32)>,
 }
 
@@ -126,7 +132,7 @@ enum Said {
 #[derive(Debug, Default)]
 struct Union {
     public: BTreeMap<IpAddr, (u32, UpstreamSet)>,
-    refused: BTreeMap<IpAddr, Refusal>,
+    refused: BTreeMap<IpAddr, (Refusal, UpstreamSet)>,
     shortest_ttl_s: Option<u32>,
 }
 
@@ -171,8 +177,11 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
         .retain(|address, _| stored.addresses.contains_key(address) || seen.contains_key(address));
 
     let newly_refused = union.refused.iter().find(|(address, _)| !memory.refused.contains(address));
-    let newly_refused = newly_refused.map(|(_, refusal)| refusal.clone());
+    let newly_refused = newly_refused.map(|(_, (refusal, _))| refusal.clone());
     memory.refused = union.refused.keys().copied().collect();
+    let told = matches!(stored.status, NameStatus::Mixed { .. });
+    memory.refusals.hear(&union, told, round.at.elapsed, rules);
+    let mixed = rules.tells_mixed && memory.refusals.stand(round.at.elapsed);
 
     // A family that fails matters when it has addresses to lose, or when the other one has nothing to say either.
     let silent = union.public.is_empty() && union.refused.is_empty();
@@ -184,17 +193,22 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
         NameStatus::Refused { reason }
     } else if let Some(family) = failing {
         memory.of(family).stale(round.answers(family), rules, round.at)
+    } else if !union.public.is_empty() && mixed {
+        NameStatus::Mixed { reason: memory.refusals.text() }
     } else if !union.public.is_empty() {
         NameStatus::Ok
-    } else if let Some(refusal) = union.refused.values().next() {
-        NameStatus::Refused { reason: format!("DNS answers with no public address: {refusal}") }
+    } else if !union.refused.is_empty() {
+        NameStatus::Refused { reason: format!("no public address: {}", memory.refusals.text()) }
     } else if Family::BOTH.into_iter().all(|family| said(family) == Said::Nothing { believed: true }) {
         NameStatus::NoSuchName
     } else {
         stored.status.clone()
     };
-    // The texts inside vary from round to round; the first one stands until the status itself changes.
-    let same = std::mem::discriminant(&status) == std::mem::discriminant(&stored.status);
+    // The texts inside vary from round to round; the first one stands until the status itself changes, or somebody else
+    // gives what must not be used.
+    let same = std::mem::discriminant(&status) == std::mem::discriminant(&stored.status)
+        && !matches!(&stored.status, NameStatus::Mixed { reason } if memory.refusals.add_to(reason))
+        && !matches!(&stored.status, NameStatus::Refused { reason } if !too_many && memory.refusals.add_to(reason));
     let status = if same { stored.status.clone() } else { status };
 
     let chain = round.chain().unwrap_or(&stored.chain);
@@ -224,7 +238,8 @@ fn unite(round: &Round) -> Union {
                 union.shortest_ttl_s =
                     Some(union.shortest_ttl_s.map_or(ttl_s, |shortest| shortest.min(ttl_s)));
                 if let Err(refusal) = class::check_address(address) {
-                    union.refused.insert(address, refusal);
+                    let refused = union.refused.entry(address);
+                    refused.or_insert((refusal, UpstreamSet::default())).1.insert(place);
                     continue;
                 }
                 let (kept_ttl_s, given_by) =

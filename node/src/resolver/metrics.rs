@@ -1,18 +1,26 @@
 //! What the resolver counts.
 
-use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use std::time::Duration;
+
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 use raft_store::command::NameStatus;
 use raft_store::state::State;
 
-use super::answer::Answer;
+use super::answer::{Answer, Failure};
+
+/// Bounds of the histogram of answering times, seconds: from a cache next door to the patience for one name.
+const LOOKUP_SECONDS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 8.0];
 
 /// The resolver's metric families. Clones count into the same place; [`Metrics::register`] makes them visible.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    /// Lookups of a name (both families, all upstreams) by `result`: `changed`, `unchanged`.
+    /// Answers of single upstreams by `upstream` and `result`: `addresses`, `nothing`, `servfail`, `refused`, `timeout`,
+    /// `failed` for everything else.
     pub lookups: IntCounterVec,
-    /// Answers of single upstreams by `upstream` and `result`: `addresses`, `nothing`, `failed`.
-    pub answers: IntCounterVec,
+    /// How long they took, by `upstream`.
+    pub lookup_seconds: HistogramVec,
+    /// Rounds over a name (both families, all upstreams) by `result`: `changed`, `unchanged`.
+    pub rounds: IntCounterVec,
     /// Names of the list by `state`; zero on nodes that do not lead.
     pub names: IntGaugeVec,
     /// Addresses that were refused because they are not public.
@@ -28,27 +36,33 @@ impl Metrics {
     /// Never in practice: the names are constants.
     pub fn new() -> Result<Self, prometheus::Error> {
         let counters = |name, help, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let seconds = HistogramOpts::new(
+            "outputguard_dns_lookup_seconds",
+            "Time from a question to an upstream to its answer.",
+        )
+        .buckets(LOOKUP_SECONDS.to_vec());
         Ok(Self {
             lookups: counters(
-                "outputguard_resolver_lookups_total",
-                "Lookups of a name over all upstreams.",
-                &["result"],
-            )?,
-            answers: counters(
-                "outputguard_resolver_answers_total",
+                "outputguard_dns_lookups_total",
                 "Answers of single upstreams to a question for one name and address family.",
                 &["upstream", "result"],
             )?,
+            lookup_seconds: HistogramVec::new(seconds, &["upstream"])?,
+            rounds: counters(
+                "outputguard_dns_rounds_total",
+                "Rounds over a name: both families, all upstreams.",
+                &["result"],
+            )?,
             names: IntGaugeVec::new(
-                Opts::new("outputguard_resolver_names", "Domains of the list by state; zero unless leader."),
+                Opts::new("outputguard_dns_names", "Domains of the list by state; zero unless leader."),
                 &["state"],
             )?,
             refused_addresses: IntCounter::new(
-                "outputguard_resolver_refused_addresses_total",
+                "outputguard_dns_refused_addresses_total",
                 "Addresses in DNS answers that were refused because they are not public.",
             )?,
             failed_writes: IntCounter::new(
-                "outputguard_resolver_failed_writes_total",
+                "outputguard_dns_failed_writes_total",
                 "Updates found by the resolver that the cluster did not take in time.",
             )?,
         })
@@ -60,23 +74,20 @@ impl Metrics {
     /// When one of the names is taken there.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.lookups.clone()))?;
-        registry.register(Box::new(self.answers.clone()))?;
+        registry.register(Box::new(self.lookup_seconds.clone()))?;
+        registry.register(Box::new(self.rounds.clone()))?;
         registry.register(Box::new(self.names.clone()))?;
         registry.register(Box::new(self.refused_addresses.clone()))?;
         registry.register(Box::new(self.failed_writes.clone()))
     }
 
-    pub(super) fn count_answer(&self, upstream: &str, answer: &Answer) {
-        let result = match answer {
-            Answer::Addresses { .. } => "addresses",
-            Answer::Nothing { .. } => "nothing",
-            Answer::Failed(_) => "failed",
-        };
-        self.answers.with_label_values(&[upstream, result]).inc();
+    pub(super) fn count_answer(&self, upstream: &str, answer: &Answer, took: Duration) {
+        self.lookups.with_label_values(&[upstream, result_of(answer)]).inc();
+        self.lookup_seconds.with_label_values(&[upstream]).observe(took.as_secs_f64());
     }
 
-    pub(super) fn count_lookup(&self, changed: bool) {
-        self.lookups.with_label_values(&[if changed { "changed" } else { "unchanged" }]).inc();
+    pub(super) fn count_round(&self, changed: bool) {
+        self.rounds.with_label_values(&[if changed { "changed" } else { "unchanged" }]).inc();
     }
 
     pub(super) fn show_names(&self, state: &State) {
@@ -96,7 +107,18 @@ impl Metrics {
     }
 }
 
-const STATES: [&str; 5] = ["pending", "ok", "stale", "no_such_name", "refused"];
+fn result_of(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Addresses { .. } => "addresses",
+        Answer::Nothing { .. } => "nothing",
+        Answer::Failed(Failure::Timeout) => "timeout",
+        Answer::Failed(Failure::Code(code)) if code == "SERVFAIL" => "servfail",
+        Answer::Failed(Failure::Code(code)) if code == "REFUSED" => "refused",
+        Answer::Failed(_) => "failed",
+    }
+}
+
+const STATES: [&str; 6] = ["pending", "ok", "stale", "no_such_name", "refused", "mixed"];
 
 fn place(status: &NameStatus) -> usize {
     match status {
@@ -105,6 +127,7 @@ fn place(status: &NameStatus) -> usize {
         NameStatus::Stale { .. } => 2,
         NameStatus::NoSuchName => 3,
         NameStatus::Refused { .. } => 4,
+        NameStatus::Mixed { .. } => 5,
     }
 }
 

@@ -7,6 +7,8 @@ use allowlist::DomainName;
 
 /// Part of an interval by which the moment of asking is spread, so that names do not march in step.
 const JITTER: f64 = 0.1;
+/// Most of it after a TTL has ended: until then a moved service cannot be reached.
+const MAX_DELAY: Duration = Duration::from_millis(500);
 /// Wait after a first failure; doubles with each further one, up to the longest interval.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 
@@ -70,11 +72,13 @@ impl Schedule {
         self.new.push_back(Turn { name: name.clone(), ticket });
     }
 
-    /// Takes in a name that an earlier leader has looked after: due within the shortest interval. `random` is in
-    /// `0.0..1.0`.
-    pub fn resume(&mut self, name: &DomainName, now: Duration, random: f64) {
+    /// Takes in a name that an earlier leader has looked after and whose answer may be kept for `ttl`: due at some moment
+    /// of its interval, so that upstreams see no more questions than before. `random` is in `0.0..1.0`.
+    pub fn resume(&mut self, name: &DomainName, ttl: Option<Duration>, now: Duration, random: f64) {
         if !self.names.contains_key(name) {
-            self.wait(name.clone(), now + self.intervals.min.mul_f64(random));
+            let Intervals { min, max } = self.intervals;
+            let interval = ttl.unwrap_or(max).clamp(min, max);
+            self.wait(name.clone(), now + interval.mul_f64(random));
         }
     }
 
@@ -149,7 +153,10 @@ impl Schedule {
         let Intervals { min, max } = self.intervals;
         let by_ttl = match again.ttl {
             // After the TTL, not before it: before it, a caching upstream would only repeat itself.
-            Some(ttl) if ttl < max => ttl.max(min).mul_f64(1.0 + JITTER * random),
+            Some(ttl) if ttl < max => {
+                let ttl = ttl.max(min);
+                ttl + ttl.mul_f64(JITTER).min(MAX_DELAY).mul_f64(random)
+            }
             _ => max.mul_f64(1.0 - JITTER * random),
         };
         let by_ttl = by_ttl.clamp(min, max);
@@ -184,6 +191,13 @@ impl Schedule {
 }
 
 #[cfg(test)]
+impl Slot {
+    fn is_asking(self) -> bool {
+        matches!(self, Self::Asking { .. })
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
@@ -210,7 +224,7 @@ mod tests {
     #[test]
     fn a_new_name_goes_before_all_that_wait() {
         let mut schedule = Schedule::new(INTERVALS);
-        schedule.resume(&name("old.test"), Duration::ZERO, 0.0);
+        schedule.resume(&name("old.test"), None, Duration::ZERO, 0.0);
         schedule.add(&name("new.test"));
         let later = Duration::from_secs(1);
         assert_eq!(schedule.take(later).map(|turn| turn.name), Some(name("new.test")));
@@ -221,7 +235,25 @@ mod tests {
     #[test]
     fn a_name_is_asked_again_when_its_ttl_has_ended() {
         assert_eq!(due_after(after_ttl(20), 0.0), Duration::from_secs(20));
-        assert_eq!(due_after(after_ttl(20), 0.5), Duration::from_secs(21));
+        assert_eq!(due_after(after_ttl(20), 0.5), Duration::from_millis(20_250));
+    }
+
+    #[test]
+    fn a_new_leader_asks_for_every_name_within_its_interval_and_without_a_burst() {
+        let mut schedule = Schedule::new(INTERVALS);
+        for number in 0..6_000 {
+            let ttl = Some(Duration::from_secs(300));
+            schedule.resume(&name(&format!("n{number}.test")), ttl, Duration::ZERO, rand::random());
+        }
+        schedule.resume(&name("short.test"), Some(Duration::from_secs(1)), Duration::ZERO, 0.999);
+        for second in 1..=60 {
+            let now = Duration::from_secs(second);
+            let due: Vec<Turn> = std::iter::from_fn(|| schedule.take(now)).collect();
+            // A hundred on average; twice that is ten standard deviations away.
+            assert!(due.len() <= 200, "{} names in second {second}", due.len());
+            assert!(second != 5 || schedule.names[&name("short.test")].is_asking(), "its TTL is short");
+        }
+        assert_eq!(schedule.next_due(), None, "a minute is over");
     }
 
     #[test]
@@ -230,7 +262,11 @@ mod tests {
         assert_eq!(due_after(after_ttl(86_400), 0.0), Duration::from_secs(60));
         assert_eq!(due_after(AskAgain::default(), 0.0), Duration::from_secs(60));
         assert_eq!(due_after(after_ttl(86_400), 0.5), Duration::from_secs(57));
-        assert_eq!(due_after(after_ttl(59), 0.99), Duration::from_secs(60));
+        assert_eq!(due_after(after_ttl(59), 0.5), Duration::from_millis(59_250));
+        assert_eq!(
+            due_after(AskAgain { ttl: Some(Duration::from_millis(59_900)), failures: 0 }, 0.9),
+            Duration::from_secs(60)
+        );
     }
 
     #[test]

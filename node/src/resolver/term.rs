@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use allowlist::{DomainName, Revision, Target};
 use futures_util::future::join_all;
+use raft_store::FeatureLevel;
 use raft_store::command::{BatchReply, Command, NameStatus, Operation, Origin, ResolutionUpdate};
 use raft_store::reader::StateReader;
-use raft_store::state::{EventKind, State};
+use raft_store::state::{EventKind, Resolution, State};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -111,7 +112,7 @@ impl<'a> Term<'a> {
             led,
             reader: cluster.reader().clone(),
             started: Instant::now(),
-            rules: Rules { linger: settings.linger, upstreams },
+            rules: Rules { linger: settings.linger, upstreams, tells_mixed: false },
             schedule: Schedule::new(Intervals { min: settings.min_interval, max: settings.max_interval }),
             pace: Pace::new(settings.questions_per_second, Duration::ZERO),
             memories: HashMap::new(),
@@ -135,7 +136,7 @@ impl<'a> Term<'a> {
             if resolution.status == NameStatus::Pending {
                 self.schedule.add(name);
             } else {
-                self.schedule.resume(name, now, rand::random());
+                self.schedule.resume(name, shortest_ttl(resolution), now, rand::random());
             }
         }
         self.followed = state.revision();
@@ -192,12 +193,13 @@ impl<'a> Term<'a> {
                     ask_all(&upstreams, &turn.name, Family::V4),
                     ask_all(&upstreams, &turn.name, Family::V6),
                 );
-                for (upstream, lookup) in upstreams.iter().zip(&v4).chain(upstreams.iter().zip(&v6)) {
-                    metrics.count_answer(upstream.name(), &lookup.answer);
+                for (upstream, (lookup, took)) in upstreams.iter().zip(&v4).chain(upstreams.iter().zip(&v6)) {
+                    metrics.count_answer(upstream.name(), &lookup.answer, *took);
                 }
-                let questions = v4.iter().chain(&v6).map(|lookup| lookup.questions).sum();
-                let answers =
-                    |lookups: Vec<Lookup>| lookups.into_iter().map(|lookup| lookup.answer).collect();
+                let questions = v4.iter().chain(&v6).map(|(lookup, _)| lookup.questions).sum();
+                let answers = |lookups: Vec<(Lookup, Duration)>| {
+                    lookups.into_iter().map(|(lookup, _)| lookup.answer).collect()
+                };
                 let round = Round { at: moment(started), v4: answers(v4), v6: answers(v6) };
                 Looked { turn, round, questions }
             });
@@ -217,9 +219,10 @@ impl<'a> Term<'a> {
             return;
         };
         let memory = self.memories.entry(turn.name.clone()).or_default();
+        self.rules.tells_mixed = state.features() >= FeatureLevel::MIXED_NAMES;
         let verdict = judge(&round, stored, memory, &self.rules);
         let metrics = &self.resolver.metrics;
-        metrics.count_lookup(verdict.update.is_some());
+        metrics.count_round(verdict.update.is_some());
         metrics.refused_addresses.inc_by(verdict.refused.try_into().unwrap_or(u64::MAX));
         if let Some(refusal) = &verdict.newly_refused {
             tracing::warn!(name = %turn.name, refused = verdict.refused, %refusal, "DNS answered with an address that is not public; it stays closed");
@@ -277,8 +280,18 @@ impl<'a> Term<'a> {
     }
 }
 
-async fn ask_all(upstreams: &[Upstream], name: &DomainName, family: Family) -> Vec<Lookup> {
-    join_all(upstreams.iter().map(|upstream| upstream.lookup(name, family))).await
+fn shortest_ttl(resolution: &Resolution) -> Option<Duration> {
+    let seconds = resolution.addresses.values().map(|seen| seen.ttl_s).min()?;
+    Some(Duration::from_secs(seconds.into()))
+}
+
+/// What each said, and how long it took.
+async fn ask_all(upstreams: &[Upstream], name: &DomainName, family: Family) -> Vec<(Lookup, Duration)> {
+    join_all(upstreams.iter().map(async |upstream| {
+        let asked = Instant::now();
+        (upstream.lookup(name, family).await, asked.elapsed())
+    }))
+    .await
 }
 
 fn tell(name: &DomainName, update: &ResolutionUpdate, revision: Revision) {
@@ -289,6 +302,9 @@ fn tell(name: &DomainName, update: &ResolutionUpdate, revision: Revision) {
         }
         NameStatus::Refused { reason } => {
             tracing::warn!(%name, revision, reason, "DNS answers for this name are refused");
+        }
+        NameStatus::Mixed { reason } => {
+            tracing::warn!(%name, revision, added, retired, reason, "DNS gives this name public addresses and others; only the public ones are open");
         }
         NameStatus::NoSuchName => {
             tracing::warn!(%name, revision, retired, "DNS says there is no such name");

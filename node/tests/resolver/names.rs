@@ -185,7 +185,7 @@ async fn unchanged_names_cost_no_write() {
     let written = events.filter(|event| event.origin.actor == node::resolver::ACTOR);
     assert_eq!(written.collect::<Vec<_>>(), Vec::<&Event>::new());
     assert_eq!(now.resolutions()[&domain(NAME)], state.resolutions()[&domain(NAME)]);
-    assert!(site.metrics.lookups.with_label_values(&["unchanged"]).get() > 0);
+    assert!(site.metrics.rounds.with_label_values(&["unchanged"]).get() > 0);
     site.stop().await;
 }
 
@@ -278,7 +278,15 @@ async fn dns_cannot_publish_a_private_address() {
         NameStatus::Refused { reason } => reason.contains("10.0.0.0/8"),
         _ => false,
     };
+    let mixed = |state: &State| match &state.resolutions()[&domain("mixed.example.test")].status {
+        NameStatus::Mixed { reason } => {
+            reason.contains(&format!("{} gave 192.168.1.1", authority.address))
+                && !reason.contains("1.1.1.1 lies")
+        }
+        _ => false,
+    };
     let state = site.until("the name is refused, naming the range", refused).await;
+    site.until("the mixed name tells who gave what", mixed).await;
     assert_eq!(state.published().elements().count(), 1);
     assert!(site.metrics.refused_addresses.get() >= 4);
     site.stop().await;

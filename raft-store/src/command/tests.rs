@@ -131,3 +131,13 @@ fn a_command_counts_as_many_operations_as_it_holds() {
     let once = OnceCommand { key: "k".to_owned(), fingerprint: [0; 32], commands };
     assert_eq!(operation(Command::Once(once)), 4);
 }
+
+#[test]
+fn what_came_with_level_four_has_these_exact_bytes() {
+    let mixed = NameStatus::Mixed { reason: "r".to_owned() };
+    let resolution = ResolutionUpdate { status: mixed, ..ResolutionUpdate::default() };
+    let command = Command::SetResolution { domain: "a.io".parse().unwrap(), resolution };
+    assert_eq!(command.needs(), FeatureLevel::MIXED_NAMES);
+    assert_eq!(bytes(&command), b"\x01\x03\x04a.io\0\0\0\x05\x01r");
+    assert_eq!(codec::decode::<Command>(&bytes(&command)).unwrap(), command);
+}

@@ -8,7 +8,7 @@ export interface Address {
 }
 
 export interface Resolution {
-  state: "pending" | "ok" | "stale" | "no_such_name" | "refused";
+  state: "pending" | "ok" | "stale" | "no_such_name" | "refused" | "mixed";
   detail: string | null;
   since: string | null;
   addresses: Address[];

@@ -1,3 +1,4 @@
+mod mixed;
 mod properties;
 mod refusals;
 
@@ -16,8 +17,8 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        let rules =
-            Rules { linger: LINGER, upstreams: vec!["192.0.2.1:53".to_owned(), "192.0.2.2:53".to_owned()] };
+        let upstreams = vec!["192.0.2.1:53".to_owned(), "192.0.2.2:53".to_owned()];
+        let rules = Rules { linger: LINGER, upstreams, tells_mixed: true };
         Self { stored: Resolution::default(), memory: Memory::default(), rules, now: Duration::ZERO }
     }
 
