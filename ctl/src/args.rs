@@ -7,6 +7,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::denied::Denied;
 use crate::expiry::Ends;
+use crate::names::Names;
 
 /// Manages an OutputGuard allowlist.
 #[derive(Debug, Parser)]
@@ -88,6 +89,8 @@ pub(crate) enum Command {
         /// The entry's id.
         id: EntryId,
     },
+    /// Show how the domains of the list stand with DNS, and why.
+    Names(Names),
     /// Show nodes and gateways.
     Status,
     /// Show what gateways denied, and what the list says of it now.

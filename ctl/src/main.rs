@@ -11,6 +11,7 @@ mod client;
 mod cluster;
 mod denied;
 mod expiry;
+mod names;
 mod print;
 mod top;
 mod transfer;
@@ -80,6 +81,7 @@ async fn run(mut args: Args) -> anyhow::Result<()> {
             print::history(output, &client.get(&format!("/entries/{id}/history")).await?);
         }
         Command::Cluster { command } => cluster::run(&client, output, command).await?,
+        Command::Names(wanted) => names::run(&client, output, &wanted).await?,
         Command::Status => print::status(output, &client.get("/status").await?),
         Command::Denied(wanted) => denied::run(&client, output, &wanted).await?,
         Command::Top(top) => top::run(&client, output, &top).await?,

@@ -5,6 +5,7 @@ mod denied;
 mod features;
 mod heirs;
 mod leaving;
+mod lookups;
 mod member_events;
 mod members;
 mod recovery;
@@ -42,6 +43,7 @@ use crate::raft::standing::Fence;
 use crate::raft::succession::Heard;
 use crate::raft::wire::{Probe, ProposeFailure, Refusal, Request};
 use crate::raft::{Raft, bootstrap};
+use crate::resolver::Record;
 
 pub use crate::raft::change::{ChangeRefusal, MemberChange, MemberChanged, RefusalKind};
 pub use crate::raft::settings::Tuning;
@@ -49,6 +51,7 @@ pub use denied::DeniedAnswer;
 pub use features::{FeatureStanding, InactiveFeature};
 pub(crate) use heirs::{Heir, heirs, staying_voters};
 pub(crate) use leaving::Leaving;
+pub use lookups::MAX_NAMES_ASKED;
 pub(crate) use member_events::event as member_event;
 pub use members::ChangeError;
 pub use recovery::{Recovered, RecoveryError, RecoveryPlan, VoterStanding};
@@ -187,6 +190,7 @@ struct Inner {
     gateways: Mutex<Option<GatewaySource>>,
     denied: OnceLock<DeniedLog>,
     traffic: OnceLock<TrafficBook>,
+    lookups: OnceLock<Record>,
     /// Set when the node is to lead no more.
     retiring: CancellationToken,
     /// Set when the node stops taking writes.
@@ -218,6 +222,12 @@ impl Cluster {
     /// Tells where [`NodeStatus::gateways`] of this node comes from; called once by the feed's set-up.
     pub fn set_gateway_source(&self, source: GatewaySource) {
         *self.inner.gateways.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
+    }
+
+    /// Tells where this node keeps what its lookups of names come to; called once by the resolver.
+    pub(crate) fn set_lookups(&self, record: Record) {
+        // A second resolver on the same node: tests start one.
+        let _ = self.inner.lookups.set(record);
     }
 
     /// Tells where this node keeps what gateways say of traffic; called once by the feed's set-up.

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use allowlist::{Entry, Target};
+use allowlist::{DomainName, Entry, Target};
 use raft_store::command::NameStatus;
 use raft_store::state::{Resolution, State};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use utoipa::ToSchema;
+
+use crate::resolver::Standing;
 
 /// One line of the allowlist.
 #[derive(Debug, Serialize, ToSchema)]
@@ -52,31 +54,22 @@ pub(super) enum Kind {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Resolution)]
 pub(super) struct ResolutionView {
-    state: ResolutionState,
-    /// The last error, or why answers were refused.
-    detail: Option<String>,
-    /// When it became so, RFC 3339; null when not yet known.
-    since: Option<String>,
+    #[serde(flatten)]
+    said: Said,
     /// The published addresses.
     addresses: Vec<AddressView>,
     /// CNAME chain, the name itself first; empty when there is none.
     chain: Vec<String>,
 }
 
-/// How a name stands with DNS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum ResolutionState {
-    /// Nobody has answered yet.
-    Pending,
-    Ok,
-    /// Lookups fail; addresses are kept.
-    Stale,
-    NoSuchName,
-    /// Answers are refused: non-public or too many.
-    Refused,
-    /// Some answers are refused because they are not public; the public ones are used.
-    Mixed,
+/// How a domain stands with DNS, and since when.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Said {
+    state: Standing,
+    /// The first error, or who gave what was refused.
+    detail: Option<String>,
+    /// When it became so, RFC 3339; null when not yet known.
+    since: Option<String>,
 }
 
 /// A published address of a domain.
@@ -99,7 +92,7 @@ impl EntryView {
             Target::Domain(name) => {
                 let pending = Resolution::default();
                 let found = state.resolutions().get(name).map_or(&pending, |found| &**found);
-                (Kind::Domain, Some(ResolutionView::new(found)))
+                (Kind::Domain, Some(ResolutionView::new(name, found, state)))
             }
             Target::Wildcard { .. } => (Kind::Wildcard, None),
             Target::Address(_) => (Kind::Address, None),
@@ -124,18 +117,7 @@ impl EntryView {
 }
 
 impl ResolutionView {
-    fn new(resolution: &Resolution) -> Self {
-        let changed = (resolution.changed_at_ms > 0).then_some(resolution.changed_at_ms);
-        let (state, detail, since_ms) = match &resolution.status {
-            NameStatus::Pending => (ResolutionState::Pending, None, changed),
-            NameStatus::Ok => (ResolutionState::Ok, None, changed),
-            NameStatus::Stale { since_ms, error } => {
-                (ResolutionState::Stale, Some(error.clone()), Some(*since_ms))
-            }
-            NameStatus::NoSuchName => (ResolutionState::NoSuchName, None, changed),
-            NameStatus::Refused { reason } => (ResolutionState::Refused, Some(reason.clone()), changed),
-            NameStatus::Mixed { reason } => (ResolutionState::Mixed, Some(reason.clone()), changed),
-        };
+    fn new(name: &DomainName, resolution: &Resolution, state: &State) -> Self {
         let addresses = resolution.addresses.iter().map(|(address, seen)| AddressView {
             address: address.to_string(),
             first_seen: rfc3339(seen.first_seen_ms),
@@ -143,12 +125,24 @@ impl ResolutionView {
             upstreams: seen.upstreams.iter().cloned().collect(),
         });
         Self {
-            state,
-            detail,
-            since: since_ms.map(rfc3339),
+            said: Said::of(name, resolution, state),
             addresses: addresses.collect(),
             chain: resolution.chain.iter().map(ToString::to_string).collect(),
         }
+    }
+}
+
+impl Said {
+    pub(super) fn of(name: &DomainName, resolution: &Resolution, state: &State) -> Self {
+        let (detail, since_ms) = match &resolution.status {
+            NameStatus::Stale { since_ms, error } => (Some(error.clone()), *since_ms),
+            NameStatus::Refused { reason } | NameStatus::Mixed { reason } => {
+                (Some(reason.clone()), resolution.changed_at_ms)
+            }
+            NameStatus::Pending | NameStatus::Ok | NameStatus::NoSuchName => (None, resolution.changed_at_ms),
+        };
+        let since = (since_ms > 0).then(|| rfc3339(since_ms));
+        Self { state: Standing::of(name, resolution, state), detail, since }
     }
 }
 

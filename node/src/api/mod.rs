@@ -48,6 +48,7 @@ mod impact;
 mod input;
 mod members;
 mod metrics;
+mod names;
 mod once;
 mod paging;
 pub mod problem;

@@ -22,7 +22,8 @@ use utoipa_axum::routes;
 use super::problem::{self, Code, Problem};
 use super::{
     AppState, MAX_BODY_BYTES, REQUEST_DEADLINE, Transport, audit, backup, bulk, denied, entries, fence,
-    headers, health, history, impact, members, metrics, receipts, recovery, session, status, tokens, traffic,
+    headers, health, history, impact, members, metrics, names, receipts, recovery, session, status, tokens,
+    traffic,
 };
 use crate::auth::caller::SESSION_COOKIE;
 use crate::{feed, web};
@@ -36,6 +37,7 @@ fn paths() -> OpenApiRouter<AppState> {
         .routes(routes!(entries::get, entries::update, entries::remove))
         .routes(routes!(impact::show))
         .routes(routes!(history::show))
+        .routes(routes!(names::list))
         .routes(routes!(bulk::import::import))
         .routes(routes!(bulk::export::export))
         .routes(routes!(backup::backup))

@@ -136,6 +136,7 @@ impl Cluster {
                 gateways: Mutex::default(),
                 denied: OnceLock::new(),
                 traffic: OnceLock::new(),
+                lookups: OnceLock::new(),
                 retiring: CancellationToken::new(),
                 draining: CancellationToken::new(),
                 leave: CancellationToken::new(),

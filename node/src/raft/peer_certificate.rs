@@ -113,7 +113,8 @@ fn acts(request: &Request) -> bool {
         | Request::Process
         | Request::Features
         | Request::Denied(_)
-        | Request::Traffic { .. } => false,
+        | Request::Traffic { .. }
+        | Request::NameLookups(_) => false,
     }
 }
 

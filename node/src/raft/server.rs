@@ -412,6 +412,7 @@ impl Cluster {
             Request::Traffic { window, gateway } => {
                 Ok(Response::Traffic(self.traffic_here(window, gateway.as_deref())))
             }
+            Request::NameLookups(names) => Ok(Response::NameLookups(self.name_lookups_here(&names))),
             Request::Room => Ok(Response::Room(self.has_room_to_spare())),
             Request::Process => Ok(Response::Process { id: self.id(), process: self.process() }),
             Request::Misses { vote } => Ok(succession::answer(self, vote).await),

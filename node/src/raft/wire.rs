@@ -8,6 +8,7 @@ mod frame;
 
 use std::fmt;
 
+use allowlist::DomainName;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -22,6 +23,7 @@ use super::change::{ChangeRefusal, ChangeRequest, MemberChange, MemberChanged};
 use crate::cluster::{InactiveFeature, NodeStatus};
 use crate::feed::denied::{DeniedPage, DeniedQuery};
 use crate::feed::traffic::{TrafficSums, Window};
+use crate::resolver::NameLookups;
 
 pub(crate) use frame::{WireError, decode, encode, framing};
 use frame::{config, decode_whole};
@@ -162,6 +164,8 @@ pub(crate) enum Request {
         /// Of one gateway, or of all.
         gateway: Option<String>,
     },
+    /// Asks the leader what its lookups of these names came to lately. A node of an older release refuses it.
+    NameLookups(Vec<DomainName>),
 }
 
 /// Which token a write is made with. The text itself never leaves the node it was shown to.
@@ -228,6 +232,8 @@ pub(crate) enum Response {
     Denied(DeniedPage),
     /// To [`Request::Traffic`].
     Traffic(TrafficSums),
+    /// To [`Request::NameLookups`]: of each name, in their order; nothing from a node that does not lead.
+    NameLookups(Option<Vec<NameLookups>>),
 }
 
 /// The newest entry of a log; the greater one holds more.

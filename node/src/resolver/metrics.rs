@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
-use raft_store::command::NameStatus;
 use raft_store::state::State;
 
+use super::Standing;
 use super::answer::{Answer, Failure};
 
 /// Bounds of the histogram of answering times, seconds: from a cache next door to the patience for one name.
@@ -91,18 +91,18 @@ impl Metrics {
     }
 
     pub(super) fn show_names(&self, state: &State) {
-        let mut counts = [0_i64; STATES.len()];
-        for resolution in state.resolutions().values() {
-            counts[place(&resolution.status)] += 1;
+        let mut counts = [0_i64; Standing::ALL.len()];
+        for (name, resolution) in state.resolutions() {
+            counts[Standing::of(name, resolution, state) as usize] += 1;
         }
-        for (label, count) in STATES.iter().zip(counts) {
-            self.names.with_label_values(&[*label]).set(count);
+        for (standing, count) in Standing::ALL.iter().zip(counts) {
+            self.names.with_label_values(&[standing.label()]).set(count);
         }
     }
 
     pub(super) fn show_no_names(&self) {
-        for label in STATES {
-            self.names.with_label_values(&[label]).set(0);
+        for standing in Standing::ALL {
+            self.names.with_label_values(&[standing.label()]).set(0);
         }
     }
 }
@@ -115,19 +115,6 @@ fn result_of(answer: &Answer) -> &'static str {
         Answer::Failed(Failure::Code(code)) if code == "SERVFAIL" => "servfail",
         Answer::Failed(Failure::Code(code)) if code == "REFUSED" => "refused",
         Answer::Failed(_) => "failed",
-    }
-}
-
-const STATES: [&str; 6] = ["pending", "ok", "stale", "no_such_name", "refused", "mixed"];
-
-fn place(status: &NameStatus) -> usize {
-    match status {
-        NameStatus::Pending => 0,
-        NameStatus::Ok => 1,
-        NameStatus::Stale { .. } => 2,
-        NameStatus::NoSuchName => 3,
-        NameStatus::Refused { .. } => 4,
-        NameStatus::Mixed { .. } => 5,
     }
 }
 

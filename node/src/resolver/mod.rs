@@ -2,7 +2,8 @@
 //!
 //! Map, in the order a name passes through: [`schedule`] says which name is due, [`pace`] bounds the rate of
 //! questions, [`lookup`] asks every upstream, [`answer`] is what they said, [`judge`] compares it with the replicated
-//! state, and `term` ties them together for as long as this node leads. The resolver writes as everybody does: it
+//! state, and `term` ties them together for as long as this node leads. [`standing`] and [`record`] tell people how a
+//! name stands and how its lookups go. The resolver writes as everybody does: it
 //! proposes commands. Wildcards are not resolved here.
 
 pub mod answer;
@@ -10,7 +11,9 @@ pub mod judge;
 pub mod lookup;
 pub mod metrics;
 pub mod pace;
+pub mod record;
 pub mod schedule;
+pub mod standing;
 mod term;
 
 use std::net::SocketAddr;
@@ -23,6 +26,8 @@ use crate::cluster::Cluster;
 use answer::MAX_UPSTREAMS;
 use lookup::Upstream;
 pub use metrics::Metrics;
+pub use record::{LookupError, NameLookups, Record};
+pub use standing::Standing;
 
 /// The actor in the audit log behind what DNS changed.
 pub const ACTOR: &str = "resolver";
@@ -87,6 +92,7 @@ pub struct Resolver {
     settings: Settings,
     upstreams: Vec<Upstream>,
     metrics: Metrics,
+    record: Record,
 }
 
 impl Resolver {
@@ -108,11 +114,12 @@ impl Resolver {
         }
         let upstreams =
             addresses.into_iter().map(|address| Upstream::new(address, settings.timeout)).collect();
-        Ok(Self { settings, upstreams, metrics })
+        Ok(Self { settings, upstreams, metrics, record: Record::default() })
     }
 
     /// Resolves whenever this node leads, until `shutdown`.
     pub async fn run(self, cluster: Cluster, shutdown: CancellationToken) {
+        cluster.set_lookups(self.record.clone());
         let mut leadership = cluster.leadership();
         loop {
             let lead = async { leadership.wait_for(|leads| *leads).await.is_ok() };
@@ -131,6 +138,7 @@ impl Resolver {
                 () = term::serve(&self, &cluster) => false,
             };
             self.metrics.show_no_names();
+            self.record.retain(|_| false);
             if gone {
                 return;
             }

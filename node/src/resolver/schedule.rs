@@ -133,15 +133,15 @@ impl Schedule {
         Some(turn)
     }
 
-    /// Gives a turn back and says when the name is asked again. `random` is in `0.0..1.0`. False when the name has
-    /// left the schedule in the meantime, even if it came back since.
-    pub fn finished(&mut self, turn: Turn, again: AskAgain, now: Duration, random: f64) -> bool {
+    /// Gives a turn back; gives the time until the name is asked for again. `random` is in `0.0..1.0`. `None` when the
+    /// name has left the schedule in the meantime, even if it came back since.
+    pub fn finished(&mut self, turn: Turn, again: AskAgain, now: Duration, random: f64) -> Option<Duration> {
         if !self.holds(&turn) {
-            return false;
+            return None;
         }
-        let due = now + self.interval(again, random);
-        self.wait(turn.name, due);
-        true
+        let interval = self.interval(again, random);
+        self.wait(turn.name, now + interval);
+        Some(interval)
     }
 
     /// True while the name of this turn has not left the schedule.
@@ -217,7 +217,7 @@ mod tests {
         let mut schedule = Schedule::new(INTERVALS);
         schedule.add(&name("a.test"));
         let turn = schedule.take(Duration::ZERO).expect("a new name is due");
-        assert!(schedule.finished(turn, again, Duration::ZERO, random));
+        assert!(schedule.finished(turn, again, Duration::ZERO, random).is_some());
         schedule.next_due().expect("it is due again")
     }
 
@@ -289,7 +289,7 @@ mod tests {
         let asking = schedule.take(Duration::ZERO).expect("due");
         schedule.finished(waiting, after_ttl(5), Duration::ZERO, 0.0);
         schedule.retain(|_| false);
-        assert!(!schedule.finished(asking, after_ttl(5), Duration::ZERO, 0.0));
+        assert_eq!(schedule.finished(asking, after_ttl(5), Duration::ZERO, 0.0), None);
         assert_eq!(schedule.next_due(), None);
         assert!(schedule.is_empty());
     }
@@ -302,7 +302,7 @@ mod tests {
         schedule.remove(&name("a.test"));
         schedule.add(&name("a.test"));
         assert!(!schedule.holds(&old));
-        assert!(!schedule.finished(old, after_ttl(60), Duration::ZERO, 0.0));
+        assert_eq!(schedule.finished(old, after_ttl(60), Duration::ZERO, 0.0), None);
         assert!(schedule.take(Duration::ZERO).is_some(), "the new one is still due at once");
     }
 

@@ -132,6 +132,7 @@ impl<'a> Term<'a> {
         let now = self.started.elapsed();
         self.schedule.retain(|name| state.resolutions().contains_key(name));
         self.memories.retain(|name, _| state.resolutions().contains_key(name));
+        self.resolver.record.retain(|name| state.resolutions().contains_key(name));
         for (name, resolution) in state.resolutions() {
             if resolution.status == NameStatus::Pending {
                 self.schedule.add(name);
@@ -172,6 +173,7 @@ impl<'a> Term<'a> {
         } else {
             self.schedule.remove(name);
             self.memories.remove(name);
+            self.resolver.record.remove(name);
         }
     }
 
@@ -218,6 +220,7 @@ impl<'a> Term<'a> {
         let Some(stored) = state.resolutions().get(&turn.name).filter(|_| self.schedule.holds(&turn)) else {
             return;
         };
+        self.resolver.record.heard(&turn.name, &round, &self.rules.upstreams);
         let memory = self.memories.entry(turn.name.clone()).or_default();
         self.rules.tells_mixed = state.features() >= FeatureLevel::MIXED_NAMES;
         let verdict = judge(&round, stored, memory, &self.rules);
@@ -269,7 +272,11 @@ impl<'a> Term<'a> {
     }
 
     fn done(&mut self, turn: Turn, again: AskAgain) {
-        self.schedule.finished(turn, again, self.started.elapsed(), rand::random());
+        let name = turn.name.clone();
+        if let Some(interval) = self.schedule.finished(turn, again, self.started.elapsed(), rand::random()) {
+            let due_ms = moment(self.started).unix_ms.saturating_add(millis(interval));
+            self.resolver.record.due(&name, due_ms);
+        }
     }
 
     fn count_names(&mut self) {
@@ -317,8 +324,11 @@ fn tell(name: &DomainName, update: &ResolutionUpdate, revision: Revision) {
 
 fn moment(started: Instant) -> Moment {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-    Moment { elapsed: started.elapsed(), unix_ms }
+    Moment { elapsed: started.elapsed(), unix_ms: millis(since_epoch) }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn sleep_until(wake_at: Option<Instant>) {

@@ -14,6 +14,7 @@ mod feed_faults;
 mod gateway;
 mod harness;
 mod lifetimes;
+mod names;
 mod no_quorum;
 mod once;
 mod pages;

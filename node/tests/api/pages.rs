@@ -35,6 +35,7 @@ async fn the_description_lists_every_route() {
         "delete /api/v1/entries/{id}",
         "get /api/v1/entries/{id}/impact",
         "get /api/v1/entries/{id}/history",
+        "get /api/v1/names",
         "post /api/v1/import",
         "get /api/v1/export",
         "get /api/v1/backup",

@@ -4,6 +4,7 @@ import type {
   Entry,
   EntryPage,
   Impact,
+  NamePage,
   NewEntry,
   Session,
   Status,
@@ -43,6 +44,9 @@ export const entries = {
   impact: (id: string) => call<Impact>("GET", `/entries/${encodeURIComponent(id)}/impact`),
   remove: (id: string) => call<void>("DELETE", `/entries/${encodeURIComponent(id)}`),
 };
+
+export const nameOf = (name: string) =>
+  call<NamePage>("GET", `/names?${new URLSearchParams({ name, consistency: "stale" })}`);
 
 export const denied = (source: string, limit: number) => {
   const parameters = new URLSearchParams({ limit: String(limit) });

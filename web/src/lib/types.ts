@@ -8,11 +8,27 @@ export interface Address {
 }
 
 export interface Resolution {
-  state: "pending" | "ok" | "stale" | "no_such_name" | "refused" | "mixed";
+  state: "pending" | "never_resolved" | "ok" | "stale" | "no_such_name" | "refused" | "mixed";
   detail: string | null;
   since: string | null;
   addresses: Address[];
   chain: string[];
+}
+
+export interface Lookups {
+  last_answer: string | null;
+  last_error: { at: string; upstream: string; error: string } | null;
+  next_try: string | null;
+}
+
+export interface Name {
+  name: string;
+  lookups: Lookups | null;
+}
+
+export interface NamePage {
+  names: Name[];
+  leader_answered: boolean;
 }
 
 export interface Entry {

@@ -39,6 +39,11 @@ fn denied_row() -> DeniedRow {
     DeniedRow { key, packets: 3, first_ms: 7, last_ms: 9 }
 }
 
+fn name_lookups() -> NameLookups {
+    let error = crate::resolver::LookupError { at_ms: 6, upstream: "u".to_owned(), error: "e".to_owned() };
+    NameLookups { last_answer_ms: Some(5), last_error: Some(Box::new(error)), next_try_ms: Some(7) }
+}
+
 fn traffic() -> TrafficSums {
     let source = SourceLine { gateway: "gw".into(), source: Some([10, 0, 0, 1].into()), element: None };
     let element = ElementLine { gateway: "gw".into(), element: None };
@@ -257,6 +262,16 @@ fn the_bytes_of_version_1_are_frozen() {
         (
             encode(&Answer { sequence: 1, response: Response::Traffic(traffic()) }).unwrap().to_vec(),
             "01011401026777 01000a000001 00 01020304 01026777 00 04030201",
+        ),
+        (
+            encode(&envelope(Request::NameLookups(vec!["a.io".parse().unwrap()]))).unwrap().to_vec(),
+            "0107011000000000000000000000000000000001020103190104612e696f",
+        ),
+        (
+            encode(&Answer { sequence: 1, response: Response::NameLookups(Some(vec![name_lookups()])) })
+                .unwrap()
+                .to_vec(),
+            "01011501010105010601750165 0107",
         ),
     ];
     for (bytes, frozen) in cases {
