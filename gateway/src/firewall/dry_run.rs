@@ -9,11 +9,15 @@ use allowlist::{Change, Element};
 
 use super::cutter::CUT_MEMORY_S;
 use super::denied::HALVES;
+use super::in_use::InUse;
 use super::layout::{
     CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, KernelOptions, PAIRS, PairLayout, members_of, pair_of,
 };
 use super::rules::{Chain, restore_script};
 use super::{CutSink, DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair, admit};
+
+/// What loads the rules of each family.
+const PROGRAMS: [(Family, &str); 2] = [(Family::V4, "iptables"), (Family::V6, "ip6tables")];
 
 /// What would be done, a line each, in order, as the `ipset` and `iptables` programs would be told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -58,14 +62,23 @@ impl Plan {
         }
         let guard = options.guard.iter().flat_map(|_| Chain::HOST);
         for chain in Chain::BOTH.into_iter().chain(guard) {
-            for (family, program) in Family::BOTH.into_iter().zip(["iptables", "ip6tables"]) {
-                lines.push(format!("{program}-restore --noflush <<END"));
-                lines.extend(restore_script(chain, &chain.body(family, options)).lines().map(str::to_owned));
-                lines.push("END".into());
+            for (family, program) in PROGRAMS {
+                lines.extend(chain_lines(chain, family, options, InUse::default()));
                 for (at, jump) in chain.jumps(family, &options.internal_cidrs).iter().enumerate() {
                     let (table, parent, position) = (chain.table(), chain.parent(), at + 1);
                     lines.push(format!("{program} -w -t {table} -I {parent} {position} {jump}"));
                 }
+            }
+        }
+        Self { lines }
+    }
+
+    /// Rules for sets that hold something from now on; NAT first, as without it nothing may pass.
+    fn opening(options: &KernelOptions, before: InUse, after: InUse) -> Self {
+        let mut lines = Vec::new();
+        for (family, _) in PROGRAMS.into_iter().filter(|(family, _)| after.differs(before, *family)) {
+            for chain in [Chain::Nat, Chain::Forward] {
+                lines.extend(chain_lines(chain, family, options, after));
             }
         }
         Self { lines }
@@ -96,7 +109,7 @@ impl Plan {
         let guard = options.guard.iter().flat_map(|_| Chain::HOST);
         for chain in guard.chain(Chain::BOTH) {
             let (table, parent, name) = (chain.table(), chain.parent(), chain.name());
-            for (family, program) in Family::BOTH.into_iter().zip(["iptables", "ip6tables"]) {
+            for (family, program) in PROGRAMS {
                 for jump in chain.jumps(family, &options.internal_cidrs) {
                     lines.push(format!("{program} -w -t {table} -D {parent} {jump}"));
                 }
@@ -110,17 +123,32 @@ impl Plan {
     }
 }
 
+/// The rules of a chain, as its program would be told.
+fn chain_lines(
+    chain: Chain,
+    family: Family,
+    options: &KernelOptions,
+    in_use: InUse,
+) -> impl Iterator<Item = String> {
+    let program = PROGRAMS[family as usize].1;
+    let script = restore_script(chain, &chain.body(family, options, in_use));
+    let rules: Vec<String> = script.lines().map(str::to_owned).collect();
+    std::iter::once(format!("{program}-restore --noflush <<END")).chain(rules).chain(["END".into()])
+}
+
 /// Prints plans and remembers what would be held.
 pub struct DryRunFirewall {
     options: KernelOptions,
     held: BTreeSet<Element>,
+    /// The pairs of sets that have rules. The kernel driver takes some away again, later.
+    in_use: InUse,
     printer: Box<dyn Write + Send>,
 }
 
 impl DryRunFirewall {
     /// A driver that writes each plan to `printer`.
     pub fn new(options: KernelOptions, printer: impl Write + Send + 'static) -> Self {
-        Self { options, held: BTreeSet::new(), printer: Box::new(printer) }
+        Self { options, held: BTreeSet::new(), in_use: InUse::default(), printer: Box::new(printer) }
     }
 
     fn print(&mut self, plan: &Plan) -> Result<(), FirewallError> {
@@ -129,7 +157,10 @@ impl DryRunFirewall {
             .map_err(|error| FirewallError::Failed { action: "print plan".into(), reason: error.to_string() })
     }
 
-    fn become_(&mut self, wanted: BTreeSet<Element>) -> Result<Outcome, FirewallError> {
+    fn become_(&mut self, wanted: BTreeSet<Element>, way: &Change) -> Result<Outcome, FirewallError> {
+        let in_use = self.in_use.union(InUse::of(&wanted, way, &self.held));
+        self.print(&Plan::opening(&self.options, self.in_use, in_use))?;
+        self.in_use = in_use;
         self.print(&Plan::difference(&self.held, &wanted))?;
         let added = wanted.difference(&self.held).count();
         let removed = self.held.difference(&wanted).count();
@@ -144,9 +175,9 @@ impl Firewall for DryRunFirewall {
         Ok(self.held.clone())
     }
 
-    fn hold(&mut self, elements: &BTreeSet<Element>, _: &Change) -> Result<Outcome, FirewallError> {
+    fn hold(&mut self, elements: &BTreeSet<Element>, way: &Change) -> Result<Outcome, FirewallError> {
         let (admitted, refused) = admit::sift(elements);
-        Ok(Outcome { refused, ..self.become_(admitted)? })
+        Ok(Outcome { refused, ..self.become_(admitted, way)? })
     }
 
     fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError> {
@@ -156,7 +187,7 @@ impl Firewall for DryRunFirewall {
         for element in change.revoked.iter().chain(&change.retired) {
             wanted.remove(element);
         }
-        Ok(Outcome { refused, ..self.become_(wanted)? })
+        Ok(Outcome { refused, ..self.become_(wanted, change)? })
     }
 
     fn counters(&mut self) -> Result<Vec<ElementCounters>, FirewallError> {
@@ -182,6 +213,7 @@ impl Firewall for DryRunFirewall {
     fn cleanup(&mut self) -> Result<(), FirewallError> {
         self.print(&Plan::cleanup(&self.options))?;
         self.held.clear();
+        self.in_use = InUse::default();
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use super::denied::{mend_deny_sets, read_denied};
 use super::drain::{DrainBook, covered};
 use super::failures::all_done;
 use super::in_flight::wait_for_packets_in_flight;
+use super::in_use::InUse;
 use super::ipset::{Client, Counters, IpsetError};
 use super::layout::{DRAIN_PAIRS, KernelOptions, PAIRS, pair_of};
 use super::sets::{Last, SetPair, Taken};
@@ -64,6 +65,15 @@ impl Holding {
     /// True while the sets are known to hold exactly what they should.
     pub(super) fn is_settled(&self) -> bool {
         self.settled
+    }
+
+    /// The pairs that should have members.
+    pub(super) fn occupied(&self) -> InUse {
+        let is_occupied = |pair: &SetPair| !pair.is_empty();
+        InUse {
+            passing: self.pairs.each_ref().map(is_occupied),
+            draining: self.drains.each_ref().map(is_occupied),
+        }
     }
 
     /// What was closed since the last call.

@@ -7,7 +7,7 @@
 use ipnet::IpNet;
 
 use super::layout::{Family, PAIRS};
-use super::rules::{Deny, in_front_first, sides};
+use super::rules::{Deny, sides};
 
 /// Who the host may speak with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl HostGuard {
 
     pub(super) fn output(&self, family: Family, deny: Deny) -> Vec<String> {
         let mut body = self.always_out(family);
-        for pair in in_front_first(&PAIRS, family) {
+        for pair in PAIRS.iter().rev().filter(|pair| pair.family == family) {
             let sides = sides(pair.scope, "dst");
             // The counters are those of the clients.
             body.push(format!("-m set --match-set {} {sides} ! --update-counters -j RETURN", pair.out));

@@ -1,4 +1,6 @@
-//! The real driver: a few fixed rules, the elements in kernel sets.
+//! The real driver: a few rules, the elements in kernel sets.
+
+mod opening;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -15,6 +17,7 @@ use super::cut::CutSink;
 use super::cutter::Cutter;
 use super::denial_log::LogStanding;
 use super::holding::Holding;
+use super::in_use::{InUse, Lingering};
 use super::layout::{Family, KernelOptions, SourceOptions};
 use super::rules::{Chain, Mode, Policy, closed_forward_body};
 use super::sources::{Covering, SourceMeter, SourceWatch};
@@ -30,6 +33,9 @@ pub struct KernelFirewall {
     /// Each chain's rules as the kernel's tool prints them after we wrote them.
     bodies: [[Option<Vec<String>>; 4]; 2],
     options: KernelOptions,
+    /// The pairs of sets that have rules.
+    in_use: InUse,
+    lingering: Lingering,
     /// Cuts flows, once the firewall is up; never in an audit.
     cutter: Option<Cutter>,
     sink: Option<CutSink>,
@@ -54,6 +60,8 @@ impl KernelFirewall {
             watch: None,
             bodies: Default::default(),
             options,
+            in_use: InUse::default(),
+            lingering: Lingering::default(),
             cutter: None,
             sink: None,
             log: LogStanding::default(),
@@ -147,7 +155,7 @@ impl KernelFirewall {
     }
 
     fn expected(&self, family: usize, chain: Chain) -> Expected {
-        let wanted = chain.body(Family::BOTH[family], &self.options);
+        let wanted = chain.body(Family::BOTH[family], &self.options, self.in_use);
         Expected { wanted, printed: self.bodies[family][chain as usize].clone() }
     }
 
@@ -168,11 +176,11 @@ impl KernelFirewall {
 
     /// Remembers how this version of the tool prints the rules, since that differs between versions.
     fn write_body(&mut self, family: usize, chain: Chain) -> Result<(), FirewallError> {
-        let mut wanted = chain.body(Family::BOTH[family], &self.options);
+        let mut wanted = chain.body(Family::BOTH[family], &self.options, self.in_use);
         if let Err(error) = self.chains[family].set_body(chain, &wanted) {
             let policy = Policy { log_group: None, ..self.options.policy };
             let without_log = KernelOptions { policy, ..self.options.clone() };
-            let body = chain.body(Family::BOTH[family], &without_log);
+            let body = chain.body(Family::BOTH[family], &without_log, self.in_use);
             if body == wanted {
                 return Err(error);
             }
@@ -264,6 +272,7 @@ impl Firewall for KernelFirewall {
         self.end_guard()?;
         self.evict_misfits()?;
         self.holding.adopt()?;
+        self.in_use = self.holding.occupied().union(self.present_in_use()?);
         for difference in self.establish()?.into_iter().chain(self.establish_guard()?) {
             tracing::debug!("{difference}; now it is");
         }
@@ -275,18 +284,20 @@ impl Firewall for KernelFirewall {
     fn hold(&mut self, elements: &BTreeSet<Element>, way: &Change) -> Result<Outcome, FirewallError> {
         let changing = Arc::clone(&self.changing);
         let _changing = changing.lock();
+        let opened = self.open_for(InUse::of(elements, way, self.holding.held()));
         let result = self.holding.replace(elements, way);
         self.cut_closed(CutCause::Revoked, way.revision);
         self.sweep_when_settled();
-        result
+        opened.and(result)
     }
 
     fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError> {
         let changing = Arc::clone(&self.changing);
         let _changing = changing.lock();
+        let opened = self.open_for(InUse::of(&change.added, change, self.holding.held()));
         let result = self.holding.apply(change);
         self.cut_closed(CutCause::Revoked, change.revision);
-        result
+        opened.and(result)
     }
 
     fn counters(&mut self) -> Result<Vec<ElementCounters>, FirewallError> {
@@ -309,7 +320,7 @@ impl Firewall for KernelFirewall {
         if let Some(cutter) = &self.cutter {
             cutter.cut(ended, CutCause::Drained, 0);
         }
-        result
+        result.and(self.close_unused(now))
     }
 
     fn report_cuts(&mut self, sink: CutSink) {
@@ -357,6 +368,7 @@ impl Firewall for KernelFirewall {
         let (different, unmended) = self.holding.mend();
         wrong.extend(different);
         failure = failure.or(unmended.map(FirewallError::from));
+        self.give_rules_to_all();
         for established in [self.establish(), self.establish_guard()] {
             match established {
                 Ok(different) => wrong.extend(different),
@@ -377,7 +389,7 @@ impl Firewall for KernelFirewall {
 
     fn repair_what_was_seen(&mut self) -> Result<Vec<Repair>, FirewallError> {
         let is_well = self.watch.as_ref().is_some_and(ChainWatch::is_well);
-        if is_well && self.holding.misfits()?.is_empty() {
+        if is_well && self.has_rules_for_all() && self.holding.misfits()?.is_empty() {
             let (wrong, failure) = self.holding.mend();
             self.unswept |= !wrong.is_empty();
             return match failure {

@@ -6,7 +6,7 @@
 //! The trait is narrow on purpose (no word of ipset or iptables in it), so that an nftables or tc driver can follow.
 //!
 //! Map: [`admit`] judges an element before any driver enforces it; [`layout`] names the sets and says which kernel
-//! members make an element; [`rules`] is the text of our chains, [`chains`] puts it into the kernel and [`chain_watch`] sees whether it is still there; [`ipset`] speaks
+//! members make an element; [`rules`] is the text of our chains, [`in_use`] for which sets they are asked, [`chains`] puts it into the kernel and [`chain_watch`] sees whether it is still there; [`ipset`] speaks
 //! to the sets; [`sets`] keeps one pair of them and its [`ledger`] of counts, of which [`carried`] outlives the process;
 //! [`holding`] moves elements between what passes and what drains ([`drain`]); [`cutter`] takes flows out of [`conntrack`]
 //! and reports them ([`cut`]); [`egress`] is the way out, [`host_guard`] the rules for the machine itself; [`sources`] counts
@@ -43,6 +43,7 @@ mod holding;
 mod host;
 mod host_guard;
 mod in_flight;
+mod in_use;
 mod ipset;
 pub mod kernel;
 mod layout;

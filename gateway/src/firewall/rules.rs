@@ -1,4 +1,5 @@
-//! The text of our chains: a constant number of rules, whatever the length of the list.
+//! The text of our chains: a constant number of rules, whatever the length of the list, and none for pairs of sets that
+//! hold nothing ([`InUse`]).
 //!
 //! - `--ctdir` needs no interface names, skips the useless lookup, and a packet without a connection (INVALID) matches
 //!   neither direction, so that it falls to the drop.
@@ -17,7 +18,8 @@ use serde::Deserialize;
 
 use super::denial_log::{COPIED_BYTES, DEFAULT_LOG_GROUP, PREFIX};
 use super::egress::Egress;
-use super::layout::{CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, KernelOptions, PAIRS, PairLayout, Scope};
+use super::in_use::InUse;
+use super::layout::{CUT_SETS, DENY_SETS, Family, KernelOptions, PairLayout, Scope};
 
 /// Answers to denied packets, per second and at once, for each family.
 const REJECT_LIMIT: &str = "--limit 200/sec --limit-burst 400";
@@ -128,11 +130,11 @@ impl Chain {
     }
 
     /// The rules of the chain, each as `iptables -S` prints it after `-A <chain> `.
-    pub(super) fn body(self, family: Family, options: &KernelOptions) -> Vec<String> {
+    pub(super) fn body(self, family: Family, options: &KernelOptions, in_use: InUse) -> Vec<String> {
         let KernelOptions { policy, egress, guard, .. } = options;
         match (self, guard) {
-            (Self::Forward, _) => forward_body(family, *policy, egress),
-            (Self::Nat, _) => nat_body(family, policy.mode, egress),
+            (Self::Forward, _) => forward_body(family, *policy, egress, in_use),
+            (Self::Nat, _) => nat_body(family, policy.mode, egress, in_use),
             (Self::Input, Some(guard)) => guard.input(family),
             (Self::Output, Some(guard)) => guard.output(family, policy.deny),
             (Self::Input | Self::Output, None) => Vec::new(),
@@ -191,7 +193,7 @@ pub(super) fn closed_forward_body(mode: Mode) -> Vec<String> {
     }
 }
 
-fn forward_body(family: Family, policy: Policy, egress: &Egress) -> Vec<String> {
+fn forward_body(family: Family, policy: Policy, egress: &Egress, in_use: InUse) -> Vec<String> {
     let way_out = egress.out();
     let mut body = Vec::new();
     if policy.mode == Mode::Enforce {
@@ -202,20 +204,20 @@ fn forward_body(family: Family, policy: Policy, egress: &Egress) -> Vec<String> 
              -m set --match-set {cut} dst -j DROP"
         ));
     }
-    for PairLayout { scope, out, .. } in in_front_first(&PAIRS, family) {
+    for PairLayout { scope, out, .. } in in_use.passing_of(family) {
         let sides = sides(*scope, "dst");
         body.push(format!(
             "{way_out}-m conntrack --ctdir ORIGINAL -m set --match-set {out} {sides} -j ACCEPT"
         ));
     }
-    body.extend(replies(&PAIRS, family, egress));
-    for PairLayout { scope, out, .. } in in_front_first(&DRAIN_PAIRS, family) {
+    body.extend(replies(in_use.passing_of(family), egress));
+    for PairLayout { scope, out, .. } in in_use.draining_of(family) {
         let sides = sides(*scope, "dst");
         body.push(format!(
             "{way_out}-m conntrack --ctstate ESTABLISHED --ctdir ORIGINAL -m set --match-set {out} {sides} -j ACCEPT"
         ));
     }
-    body.extend(replies(&DRAIN_PAIRS, family, egress));
+    body.extend(replies(in_use.draining_of(family), egress));
     // Errors about a flow come from routers on the path, which no list names; without them path MTU discovery breaks.
     let (icmp, prohibited) = match family {
         Family::V4 => ("icmp", "icmp-admin-prohibited"),
@@ -259,12 +261,11 @@ fn log(mode: Mode, group: u16) -> Vec<String> {
 }
 
 fn replies(
-    pairs: &'static [PairLayout; 4],
-    family: Family,
+    pairs: impl Iterator<Item = &'static PairLayout>,
     egress: &Egress,
-) -> impl Iterator<Item = String> + use<> {
+) -> impl Iterator<Item = String> {
     let way_back = egress.back();
-    in_front_first(pairs, family).map(move |PairLayout { scope, back, .. }| {
+    pairs.map(move |PairLayout { scope, back, .. }| {
         let sides = sides(*scope, "src");
         format!(
             "{way_back}-m conntrack --ctstate ESTABLISHED --ctdir REPLY -m set --match-set {back} {sides} -j ACCEPT"
@@ -272,10 +273,10 @@ fn replies(
     })
 }
 
-fn nat_body(family: Family, mode: Mode, egress: &Egress) -> Vec<String> {
+fn nat_body(family: Family, mode: Mode, egress: &Egress, in_use: InUse) -> Vec<String> {
     let (way_out, hide) = (egress.out(), egress.hide(family));
-    let back = in_front_first(&PAIRS, family).map(|pair| (pair.scope, pair.back));
-    let out = in_front_first(&PAIRS, family).map(|pair| (pair.scope, pair.out));
+    let back = in_use.passing_of(family).map(|pair| (pair.scope, pair.back));
+    let out = in_use.passing_of(family).map(|pair| (pair.scope, pair.out));
     let mut body: Vec<String> = back
         .chain(out)
         .map(|(scope, set)| {
@@ -296,14 +297,6 @@ fn nat_body(family: Family, mode: Mode, egress: &Egress) -> Vec<String> {
         body.push(format!("{way_out}-m addrtype ! --src-type LOCAL -j {hide}"));
     }
     body
-}
-
-/// Port-scoped first, so that traffic of a narrow element is counted on it and not on a wide one beside it.
-pub(super) fn in_front_first(
-    pairs: &'static [PairLayout; 4],
-    family: Family,
-) -> impl Iterator<Item = &'static PairLayout> {
-    pairs.iter().rev().filter(move |pair| pair.family == family)
 }
 
 pub(super) fn sides(scope: Scope, side: &str) -> String {
@@ -331,26 +324,31 @@ mod tests {
         let egress = Egress { interface: Some("eth1".parse().unwrap()), snat };
         let options = KernelOptions { egress, ..with(ENFORCE) };
         for family in Family::BOTH {
-            for rule in Chain::Forward.body(family, &options) {
+            for rule in Chain::Forward.body(family, &options, InUse::ALL) {
                 let accepts_by_set = rule.contains("--match-set") && rule.ends_with("ACCEPT");
                 let way = if rule.contains("REPLY") { "-i eth1 " } else { "-o eth1 " };
                 assert_eq!(accepts_by_set, rule.starts_with(way), "{rule}");
             }
         }
-        assert!(Chain::Nat.body(Family::V4, &options).iter().all(|rule| {
+        assert!(Chain::Nat.body(Family::V4, &options, InUse::ALL).iter().all(|rule| {
             rule.starts_with("-o eth1 ") && rule.ends_with("-j SNAT --to-source 203.0.114.7-203.0.114.9")
         }));
-        assert!(Chain::Nat.body(Family::V6, &options).iter().all(|rule| rule.ends_with("-j MASQUERADE")));
+        assert!(
+            Chain::Nat
+                .body(Family::V6, &options, InUse::ALL)
+                .iter()
+                .all(|rule| rule.ends_with("-j MASQUERADE"))
+        );
     }
 
     #[test]
     fn a_guarded_host_lets_nobody_in_but_answers_and_those_who_manage_it() {
         let management = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         let options = KernelOptions { guard: Some(HostGuard { management }), ..with(ENFORCE) };
-        let input = Chain::Input.body(Family::V4, &options);
+        let input = Chain::Input.body(Family::V4, &options, InUse::ALL);
         assert_eq!(input[2], "-s 10.0.0.0/8 -j RETURN");
         assert_eq!(input.last().unwrap(), "-j DROP");
-        let output = Chain::Output.body(Family::V6, &options);
+        let output = Chain::Output.body(Family::V6, &options, InUse::ALL);
         assert!(
             output.contains(&"-d fd00::/8 -j RETURN".to_owned()) && output.last().unwrap().contains("REJECT")
         );
@@ -364,7 +362,7 @@ mod tests {
     fn the_forward_chain_ends_in_the_drop_and_accepts_only_by_set_or_related_icmp() {
         for family in Family::BOTH {
             for deny in [Deny::Reject, Deny::Drop] {
-                let body = Chain::Forward.body(family, &with(Policy { deny, ..ENFORCE }));
+                let body = Chain::Forward.body(family, &with(Policy { deny, ..ENFORCE }), InUse::ALL);
                 assert_eq!(body.last().unwrap(), "-j DROP");
                 assert_eq!(body.iter().any(|rule| rule.contains("REJECT")), deny == Deny::Reject);
                 for rule in body.iter().filter(|rule| rule.ends_with("ACCEPT") && !rule.contains("RELATED")) {
@@ -380,7 +378,7 @@ mod tests {
     fn an_audit_blocks_nothing() {
         for family in Family::BOTH {
             let policy = Policy { mode: Mode::Audit, ..ENFORCE };
-            let rules = Chain::Forward.body(family, &with(policy));
+            let rules = Chain::Forward.body(family, &with(policy), InUse::ALL);
             assert!(rules.iter().all(|rule| !rule.contains("DROP") && !rule.contains("REJECT")), "{rules:?}");
             assert_eq!(rules.last().unwrap(), "-j RETURN");
         }
@@ -391,7 +389,7 @@ mod tests {
         for family in Family::BOTH {
             for mode in [Mode::Enforce, Mode::Audit] {
                 let policy = |log_group| Policy { mode, deny: Deny::Reject, log_group };
-                let logs: Vec<_> = Chain::Forward.body(family, &with(policy(Some(7))));
+                let logs: Vec<_> = Chain::Forward.body(family, &with(policy(Some(7))), InUse::ALL);
                 let logs: Vec<_> = logs.iter().filter(|rule| rule.contains("NFLOG")).collect();
                 assert!(!logs.is_empty());
                 for rule in logs {
@@ -399,7 +397,7 @@ mod tests {
                     // A full table drops packets, which an audit must not.
                     assert_eq!(rule.contains("hashlimit"), mode == Mode::Enforce, "{rule}");
                 }
-                let silent = Chain::Forward.body(family, &with(policy(None)));
+                let silent = Chain::Forward.body(family, &with(policy(None)), InUse::ALL);
                 assert!(!silent.iter().any(|rule| rule.contains("NFLOG") || rule.contains("hashlimit")));
             }
         }
@@ -407,7 +405,8 @@ mod tests {
 
     #[test]
     fn the_v4_scripts_are_exactly_these() {
-        let script = |chain: Chain| restore_script(chain, &chain.body(Family::V4, &with(ENFORCE)));
+        let script =
+            |chain: Chain| restore_script(chain, &chain.body(Family::V4, &with(ENFORCE), InUse::ALL));
         assert_eq!(script(Chain::Forward), include_str!("rules_forward.golden"));
         assert_eq!(script(Chain::Nat), include_str!("rules_nat.golden"));
     }

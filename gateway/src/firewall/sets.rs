@@ -251,6 +251,11 @@ impl SetPair {
         gone
     }
 
+    /// True when the sets should have no members.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
     /// True when nothing was ever counted here.
     pub(super) fn counted_nothing(&self) -> bool {
         self.out.is_empty() && self.back.is_empty()
