@@ -18,7 +18,8 @@ pub(super) fn mend_deny_sets(client: &mut Client) -> Result<Vec<String>, IpsetEr
             client.create_small(name, family, CAPACITY)?;
             wrong.push(format!("ipset {name} was missing"));
         }
-        let there: BTreeSet<Member> = client.dump(name, Scope::Prefix)?.into_keys().collect();
+        let there: BTreeSet<Member> =
+            client.dump(name, Scope::Prefix)?.into_iter().map(|(member, _)| member).collect();
         let wanted: BTreeSet<Member> = halves(family).collect();
         if there != wanted {
             client.add(name, wanted.difference(&there))?;
@@ -35,7 +36,7 @@ pub(super) fn mend_deny_sets(client: &mut Client) -> Result<Vec<String>, IpsetEr
 pub(super) fn read_denied(client: &mut Client) -> Result<[Counters; 2], IpsetError> {
     let mut denied = [Counters::default(); 2];
     for (sum, name) in denied.iter_mut().zip(DENY_SETS) {
-        for counters in client.dump(name, Scope::Prefix)?.into_values() {
+        for (_, counters) in client.dump(name, Scope::Prefix)? {
             sum.packets = sum.packets.saturating_add(counters.packets);
             sum.bytes = sum.bytes.saturating_add(counters.bytes);
         }

@@ -4,6 +4,7 @@
 //! members carry a port; `d` before the direction marks what drains.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use allowlist::{Element, PortRange, Protocol};
@@ -155,10 +156,25 @@ pub(super) const fn pair_of(element: &Element) -> usize {
 }
 
 /// One member of a kernel set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Member {
     pub(super) prefix: IpNet,
     pub(super) service: Option<Service>,
+}
+
+/// In few words: members are looked up by the million.
+impl Hash for Member {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let service = self.service.map_or(0, |it| u64::from(it.protocol) << 16 | u64::from(it.port));
+        let rest = service << 8 | u64::from(self.prefix.prefix_len());
+        match self.prefix {
+            IpNet::V4(net) => state.write_u64(u64::from(net.addr().to_bits()) << 32 | rest),
+            IpNet::V6(net) => {
+                state.write_u128(net.addr().to_bits());
+                state.write_u64(rest);
+            }
+        }
+    }
 }
 
 /// IP protocol number and port, in the order that keeps neighbouring ports together.

@@ -3,7 +3,7 @@
 //! The kernel counts from zero in every new table and for every member added again. What was counted before is carried
 //! here, per member, and added to what is read.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use super::ipset::Counters;
 use super::layout::Member;
@@ -26,13 +26,19 @@ impl Ledger {
     /// Takes a reading. One that fell behind the last means that somebody emptied or deleted the member: what was
     /// counted until then is carried.
     pub(super) fn observe(&mut self, member: &Member, now: Counters) {
-        if now == Counters::default() && !self.seen.contains_key(member) {
-            return;
+        if !self.observe_again(member, now) && now != Counters::default() {
+            self.seen.insert(*member, now);
         }
-        let last = self.seen.insert(*member, now).unwrap_or_default();
+    }
+
+    /// [`Self::observe`] of a member that has counted before; false when it has not, and nothing is done.
+    pub(super) fn observe_again(&mut self, member: &Member, now: Counters) -> bool {
+        let Some(seen) = self.seen.get_mut(member) else { return false };
+        let last = std::mem::replace(seen, now);
         if now.packets < last.packets || now.bytes < last.bytes {
             self.carry(member, last);
         }
+        true
     }
 
     /// Takes the last reading of a member that is about to go or whose table was exchanged.
@@ -62,7 +68,7 @@ impl Ledger {
     }
 
     /// Takes over what a former process carried.
-    pub(super) fn inherit(&mut self, carried: BTreeMap<Member, Counters>) {
+    pub(super) fn inherit(&mut self, carried: impl IntoIterator<Item = (Member, Counters)>) {
         self.carried.extend(carried);
     }
 

@@ -146,7 +146,9 @@ impl SetPair {
                 client.destroy(&fresh)?;
             }
         }
-        let passing: Vec<Member> = client.dump(out, scope)?.into_keys().collect();
+        let mut passing: Vec<Member> =
+            client.dump(out, scope)?.into_iter().map(|(member, _)| member).collect();
+        passing.sort_unstable();
         let elements: BTreeSet<Element> =
             elements_of(&passing).into_iter().filter(|element| admit::admit(element).is_ok()).collect();
         tracing::debug!(set = out, back, members = passing.len(), elements = elements.len(), "adopted sets");
@@ -194,10 +196,7 @@ impl SetPair {
         self.owners = owners;
         let in_out = self.dump(client, out)?;
         let in_back = self.dump(client, back)?;
-        let missing = (self.owners.keys())
-            .filter(|member| !in_out.contains_key(member) || !in_back.contains_key(member))
-            .copied()
-            .collect();
+        let missing = self.missing_from(&in_out).into_iter().chain(self.missing_from(&in_back)).collect();
         let mut gone = BTreeSet::new();
         for (name, counted) in [(out, in_out), (back, in_back)] {
             for (member, counters) in counted {
@@ -326,6 +325,8 @@ impl SetPair {
             tracing::warn!(set = name, %error, "last counts of removed members were not read");
             None
         });
+        let counted: Option<HashMap<Member, Counters>> = counted
+            .map(|counted| counted.into_iter().filter(|(member, _)| members.contains(member)).collect());
         if let Some(refusal) = client.delete(name, members)?.into_iter().next() {
             let action = format!("delete {} from ipset {name}: {}", refusal.member, refusal.reason);
             return Err(IpsetError::Malformed {
@@ -367,7 +368,9 @@ impl SetPair {
         destroy_if_there(client, &fresh)?;
         client.create(&fresh, scope, family, capacity)?;
         let members = client.dump(name, scope)?;
-        if let Some(refusal) = client.add(&fresh, members.keys())?.into_iter().next() {
+        if let Some(refusal) =
+            client.add(&fresh, members.iter().map(|(member, _)| member))?.into_iter().next()
+        {
             destroy_if_there(client, &fresh)?;
             let action = format!("fill ipset {fresh} with {}: {}", refusal.member, refusal.reason);
             return Err(IpsetError::Malformed {

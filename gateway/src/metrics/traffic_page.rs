@@ -82,23 +82,22 @@ impl TrafficPage {
         }
         let [from, towards] =
             self.heads.each_ref().map(|head| format!("{name}{}", head.replacen('@', direction, 1)));
-        let mut prefix = String::new();
+        let (mut prefix, mut number) = (String::new(), itoa::Buffer::new());
         while self.next < self.counters.len() && chunk.len() < CHUNK_BYTES {
             let sums = self.sums(family, self.next);
             self.next = sums.next;
             if self.only_active && !sums.active {
                 continue;
             }
-            // Formatting a prefix is most of the work: once for both samples.
             prefix.clear();
-            write!(prefix, "{}", sums.prefix)?;
+            push_prefix(&mut prefix, &sums.prefix)?;
             for (head, tail, value) in
                 [(&from, "\",type=\"INPUT\"} ", sums.received), (&towards, "\",type=\"OUTPUT\"} ", sums.sent)]
             {
                 chunk.push_str(head);
                 chunk.push_str(&prefix);
                 chunk.push_str(tail);
-                push_number(chunk, value);
+                chunk.push_str(number.format(value));
                 chunk.push('\n');
             }
         }
@@ -120,14 +119,16 @@ struct Sums {
     next: usize,
 }
 
-/// Most numbers are 0.
-fn push_number(chunk: &mut String, value: u64) {
-    if value == 0 {
-        chunk.push('0');
-    } else {
-        // Writing to a string cannot fail.
-        let _ = write!(chunk, "{value}");
+/// As `Display` does it, in a fraction of the time for IPv4, of which most lists are.
+fn push_prefix(text: &mut String, prefix: &IpNet) -> std::fmt::Result {
+    let IpNet::V4(net) = prefix else { return write!(text, "{prefix}") };
+    let mut number = itoa::Buffer::new();
+    for (octet, separator) in net.addr().octets().into_iter().zip(['.', '.', '.', '/']) {
+        text.push_str(number.format(octet));
+        text.push(separator);
     }
+    text.push_str(number.format(net.prefix_len()));
+    Ok(())
 }
 
 impl Iterator for TrafficPage {
@@ -162,6 +163,15 @@ mod tests {
 
     fn page(counters: Vec<ElementCounters>) -> String {
         TrafficPage::new("gw-1", Arc::new(counters), PerIpMetrics::All).collect()
+    }
+
+    #[test]
+    fn a_prefix_is_written_as_everywhere_else() {
+        for text in ["0.0.0.0/1", "8.8.8.8/32", "203.0.114.0/24", "255.255.255.255/32", "2606:4700::/32"] {
+            let mut written = String::new();
+            push_prefix(&mut written, &text.parse().unwrap()).unwrap();
+            assert_eq!(written, text);
+        }
     }
 
     #[test]

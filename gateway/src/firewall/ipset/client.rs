@@ -1,7 +1,5 @@
 //! What drivers ask of the kernel's sets.
 
-use std::collections::BTreeMap;
-
 use super::answer::{read_header, read_members, read_name, read_protocol, read_revision};
 use super::numbers::{Counters, SUBSYSTEM, nfproto};
 use super::request::{Batch, Command, Listing, Request, TableShape};
@@ -207,19 +205,19 @@ impl Client {
         }
     }
 
-    /// Every member with its counters.
+    /// Every member with its counters, in the order of the kernel's table.
     pub(in crate::firewall) fn dump(
         &mut self,
         name: &str,
         scope: Scope,
-    ) -> Result<BTreeMap<Member, Counters>, IpsetError> {
+    ) -> Result<Vec<(Member, Counters)>, IpsetError> {
         let protocol = self.protocol;
         let mut members = Vec::new();
         let request = || Request::list(protocol, Some(name), Listing::Members);
         self.run(&format!("read ipset {name}"), request, &mut members, |members, answer| {
             read_members(answer, scope, members)
         })?;
-        Ok(members.into_iter().collect())
+        Ok(members)
     }
 
     /// Adds members that may be there already; what is there keeps its counters. Returns those that were refused.

@@ -1,6 +1,6 @@
 //! Reading a pair of sets, and comparing it with what it should hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
 use super::SetPair;
@@ -28,7 +28,7 @@ impl SetPair {
         &mut self,
         client: &mut Client,
         name: &'static str,
-    ) -> Result<BTreeMap<Member, Counters>, IpsetError> {
+    ) -> Result<Vec<(Member, Counters)>, IpsetError> {
         let begun = Instant::now();
         let counted = client.dump(name, self.layout.scope)?;
         self.reading = begun.elapsed();
@@ -50,10 +50,10 @@ impl SetPair {
         for name in self.names() {
             let counted = self.dump(client, name)?;
             self.observe(name, &counted);
-            let missing: Vec<Member> =
-                self.owners.keys().filter(|member| !counted.contains_key(member)).copied().collect();
-            let foreign: Vec<Member> =
-                counted.into_keys().filter(|member| !self.owners.contains_key(member)).collect();
+            let missing = self.missing_from(&counted);
+            let foreign: Vec<Member> = (counted.iter().map(|(member, _)| *member))
+                .filter(|member| !self.owners.contains_key(member))
+                .collect();
             if !missing.is_empty() {
                 wrong.push(format!("ipset {name}: {} missing", named(&missing)));
                 lost.extend(missing);
@@ -73,6 +73,19 @@ impl SetPair {
         Ok(wrong)
     }
 
+    /// The members that a set should have and that are not in what was read of it.
+    pub(super) fn missing_from(&self, counted: &[(Member, Counters)]) -> Vec<Member> {
+        let there: HashSet<&Member> = counted
+            .iter()
+            .map(|(member, _)| member)
+            .filter(|member| self.owners.contains_key(member))
+            .collect();
+        if there.len() == self.owners.len() {
+            return Vec::new();
+        }
+        self.owners.keys().filter(|member| !there.contains(member)).copied().collect()
+    }
+
     /// True when both sets have as many members as they should.
     fn counts_are_right(&self, client: &mut Client) -> Result<bool, IpsetError> {
         for name in self.names() {
@@ -84,19 +97,22 @@ impl SetPair {
         Ok(true)
     }
 
-    fn observe(&mut self, name: &str, counted: &BTreeMap<Member, Counters>) {
+    fn observe(&mut self, name: &str, counted: &[(Member, Counters)]) {
         let ledger = if name == self.layout.out { &mut self.out } else { &mut self.back };
         let mut found = 0;
         for (member, counters) in counted {
-            if self.owners.contains_key(member) {
+            // Most have counted before, and then one look is enough.
+            if ledger.observe_again(member, *counters) {
+                found += 1;
+            } else if self.owners.contains_key(member) {
                 ledger.observe(member, *counters);
                 found += 1;
             }
         }
         // Somebody deleted the others, and what they had counted.
         if found < self.owners.len() {
-            for member in self.owners.keys().filter(|member| !counted.contains_key(member)) {
-                ledger.observe(member, Counters::default());
+            for member in self.missing_from(counted) {
+                self.ledger(name).observe(&member, Counters::default());
             }
         }
     }

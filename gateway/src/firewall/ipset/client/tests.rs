@@ -23,7 +23,9 @@ fn a_batch_goes_on_behind_members_the_kernel_refuses_and_reports_each() {
     let names: Vec<_> = refused.iter().map(|refusal| refusal.member.to_string()).collect();
     assert_eq!(names, ["0.0.0.0/0", "0.0.0.0/0", "2a01:4f8::/32"]);
     assert!(refused[0].reason.contains("prefix length"), "{}", refused[0].reason);
-    let held: Vec<_> = client.dump("t", Scope::Prefix).unwrap().into_keys().collect();
+    let mut held: Vec<_> =
+        client.dump("t", Scope::Prefix).unwrap().into_iter().map(|(member, _)| member).collect();
+    held.sort();
     assert_eq!(held, ["8.8.4.0/24", "8.8.8.8/32", "9.9.9.9/32"].map(member));
 }
 
@@ -57,7 +59,7 @@ fn counters_are_set_kept_dumped_and_swapped() {
     assert_eq!(client.dump("one", Scope::Port).unwrap().len(), 0);
     let dumped = client.dump("two", Scope::Port).unwrap();
     assert_eq!(dumped.len(), members.len());
-    assert_eq!(dumped[&members[4]], counters);
+    assert!(dumped.contains(&(members[4], counters)));
     assert_eq!(client.delete("two", &members).unwrap(), []);
     assert_eq!(client.delete("two", &members[..3]).unwrap(), []);
     assert_eq!(client.dump("two", Scope::Port).unwrap().len(), 0);
