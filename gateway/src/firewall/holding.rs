@@ -31,6 +31,8 @@ struct Step {
 /// What is in the sets.
 pub(super) struct Holding {
     client: Client,
+    /// For reading two sets at the same time.
+    second: Client,
     pairs: [SetPair; 4],
     drains: [SetPair; 4],
     book: DrainBook,
@@ -48,6 +50,7 @@ impl Holding {
     pub(super) fn new(options: &KernelOptions) -> Result<Self, IpsetError> {
         Ok(Self {
             client: Client::connect()?,
+            second: Client::connect()?,
             pairs: PAIRS.map(|layout| SetPair::new(layout, options.set_capacity)),
             drains: DRAIN_PAIRS.map(|layout| SetPair::new(layout, options.set_capacity)),
             book: DrainBook::new(options.drain.clone()),
@@ -240,7 +243,7 @@ impl Holding {
     /// Counters of what passes and what drains.
     pub(super) fn counters(&mut self) -> Result<Vec<ElementCounters>, IpsetError> {
         for pair in self.pairs.iter_mut().chain(&mut self.drains) {
-            pair.read(&mut self.client)?;
+            pair.read(&mut self.client, &mut self.second)?;
         }
         let draining = self.book.elements().filter(|element| !self.held.contains(element));
         let mut elements: Vec<Element> = self.held.iter().chain(draining).copied().collect();

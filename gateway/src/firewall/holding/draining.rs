@@ -67,7 +67,7 @@ impl Holding {
 
     fn read_drains(&mut self, now: Instant) -> Result<(), IpsetError> {
         for pair in &mut self.drains {
-            pair.read(&mut self.client)?;
+            pair.read(&mut self.client, &mut self.second)?;
         }
         for element in self.book.elements().copied().collect::<Vec<_>>() {
             let (out, back) = self.drains[pair_of(&element)].total(&element);

@@ -1,26 +1,48 @@
 //! Reading a pair of sets, and comparing it with what it should hold.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::thread;
 use std::time::Instant;
 
 use super::SetPair;
 use crate::firewall::ipset::{Client, Counters, IpsetError};
-use crate::firewall::layout::Member;
+use crate::firewall::layout::{Member, PairLayout};
+use crate::firewall::ledger::Ledger;
 
 /// Comparing member by member may take this part of the time, so that large sets do not keep the firewall's thread busy.
 /// That a set has lost members or has more than it should is seen at each call.
 const COMPARING_SHARE: u32 = 20;
+/// Sets with at least so many members are read by two threads.
+const READ_TOGETHER: usize = 10_000;
 /// How many members a repair names one by one.
 const MAX_NAMED_MEMBERS: usize = 5;
 
 impl SetPair {
-    /// Reads both sets.
-    pub(in crate::firewall) fn read(&mut self, client: &mut Client) -> Result<(), IpsetError> {
-        for name in self.names() {
-            let counted = self.dump(client, name)?;
-            self.observe(name, &counted);
-        }
-        Ok(())
+    /// Reads both sets, large ones at the same time: changes wait meanwhile, and most of it is the kernel's work.
+    pub(in crate::firewall) fn read(
+        &mut self,
+        client: &mut Client,
+        second: &mut Client,
+    ) -> Result<(), IpsetError> {
+        let begun = Instant::now();
+        let PairLayout { out, back, scope, .. } = self.layout;
+        let owners = &self.owners;
+        let read = |client: &mut Client, name, ledger: &mut Ledger| {
+            client.dump(name, scope).map(|counted| observe(ledger, owners, &counted))
+        };
+        let (ledger_out, ledger_back) = (&mut self.out, &mut self.back);
+        let result = if owners.len() < READ_TOGETHER {
+            read(client, back, ledger_back).and_then(|()| read(client, out, ledger_out))
+        } else {
+            thread::scope(|threads| {
+                let other = threads.spawn(|| read(second, back, ledger_back));
+                let of_out = read(client, out, ledger_out);
+                let of_back = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                of_back.and(of_out)
+            })
+        };
+        self.reading = begun.elapsed();
+        result
     }
 
     /// Reads one of them.
@@ -75,15 +97,7 @@ impl SetPair {
 
     /// The members that a set should have and that are not in what was read of it.
     pub(super) fn missing_from(&self, counted: &[(Member, Counters)]) -> Vec<Member> {
-        let there: HashSet<&Member> = counted
-            .iter()
-            .map(|(member, _)| member)
-            .filter(|member| self.owners.contains_key(member))
-            .collect();
-        if there.len() == self.owners.len() {
-            return Vec::new();
-        }
-        self.owners.keys().filter(|member| !there.contains(member)).copied().collect()
+        missing_from(&self.owners, counted)
     }
 
     /// True when both sets have as many members as they should.
@@ -99,23 +113,38 @@ impl SetPair {
 
     fn observe(&mut self, name: &str, counted: &[(Member, Counters)]) {
         let ledger = if name == self.layout.out { &mut self.out } else { &mut self.back };
-        let mut found = 0;
-        for (member, counters) in counted {
-            // Most have counted before, and then one look is enough.
-            if ledger.observe_again(member, *counters) {
-                found += 1;
-            } else if self.owners.contains_key(member) {
-                ledger.observe(member, *counters);
-                found += 1;
-            }
-        }
-        // Somebody deleted the others, and what they had counted.
-        if found < self.owners.len() {
-            for member in self.missing_from(counted) {
-                self.ledger(name).observe(&member, Counters::default());
-            }
+        observe(ledger, &self.owners, counted);
+    }
+}
+
+/// Takes a reading of a set that should hold what `owners` name.
+fn observe(ledger: &mut Ledger, owners: &HashMap<Member, u32>, counted: &[(Member, Counters)]) {
+    let mut found = 0;
+    for (member, counters) in counted {
+        // Most have counted before, and then one look is enough.
+        if ledger.observe_again(member, *counters) {
+            found += 1;
+        } else if owners.contains_key(member) {
+            ledger.observe(member, *counters);
+            found += 1;
         }
     }
+    // Somebody deleted the others, and what they had counted.
+    if found < owners.len() {
+        for member in missing_from(owners, counted) {
+            ledger.observe(&member, Counters::default());
+        }
+    }
+}
+
+/// The members that a set should have and that are not in what was read of it.
+fn missing_from(owners: &HashMap<Member, u32>, counted: &[(Member, Counters)]) -> Vec<Member> {
+    let ours = counted.iter().map(|(member, _)| member).filter(|member| owners.contains_key(member));
+    let there: HashSet<&Member> = ours.collect();
+    if there.len() == owners.len() {
+        return Vec::new();
+    }
+    owners.keys().filter(|member| !there.contains(member)).copied().collect()
 }
 
 fn named(members: &[Member]) -> String {
