@@ -21,8 +21,12 @@ mod draining;
 mod modes;
 #[path = "firewall/net.rs"]
 mod net;
+#[path = "firewall/opening.rs"]
+mod opening;
 #[path = "firewall/passing.rs"]
 mod passing;
+#[path = "firewall/tools.rs"]
+mod tools;
 #[path = "firewall/upkeep.rs"]
 mod upkeep;
 #[path = "firewall/ways.rs"]

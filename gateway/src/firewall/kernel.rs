@@ -1,5 +1,6 @@
 //! The real driver: a few rules, the elements in kernel sets.
 
+mod logging;
 mod opening;
 
 use std::collections::BTreeSet;
@@ -19,7 +20,7 @@ use super::denial_log::LogStanding;
 use super::holding::Holding;
 use super::in_use::{InUse, Lingering};
 use super::layout::{Family, KernelOptions, SourceOptions};
-use super::rules::{Chain, Mode, Policy, closed_forward_body};
+use super::rules::{Chain, Mode, closed_forward_body};
 use super::sources::{Covering, SourceMeter, SourceWatch};
 use super::{DenialSink, Denied, ElementCounters, Firewall, FirewallError, Outcome, Repair};
 
@@ -178,18 +179,13 @@ impl KernelFirewall {
     fn write_body(&mut self, family: usize, chain: Chain) -> Result<(), FirewallError> {
         let mut wanted = chain.body(Family::BOTH[family], &self.options, self.in_use);
         if let Err(error) = self.chains[family].set_body(chain, &wanted) {
-            let policy = Policy { log_group: None, ..self.options.policy };
-            let without_log = KernelOptions { policy, ..self.options.clone() };
-            let body = chain.body(Family::BOTH[family], &without_log, self.in_use);
-            if body == wanted {
-                return Err(error);
-            }
-            // The log is for people, and goes before the rest does.
-            self.chains[family].set_body(chain, &body)?;
-            self.log.refuse(&error);
-            (self.options, wanted) = (without_log, body);
+            wanted = self.write_without_log(family, chain, &wanted, error)?;
         }
-        let printed = self.chains[family].body(chain)?.filter(|printed| printed.len() == wanted.len());
+        self.remember_printed(family, chain, wanted.len())
+    }
+
+    fn remember_printed(&mut self, family: usize, chain: Chain, rules: usize) -> Result<(), FirewallError> {
+        let printed = self.chains[family].body(chain)?.filter(|printed| printed.len() == rules);
         self.bodies[family][chain as usize] = printed;
         Ok(())
     }
@@ -378,6 +374,7 @@ impl Firewall for KernelFirewall {
         // While something was wrong, flows may have begun that should not be, or that show their source.
         self.unswept |= !wrong.is_empty();
         let Some(error) = failure else {
+            self.bring_back_log();
             self.sweep_when_settled();
             return Ok(wrong.into_iter().map(|what| Repair { what }).collect());
         };
@@ -395,6 +392,7 @@ impl Firewall for KernelFirewall {
             return match failure {
                 Some(error) => Err(error.into()),
                 None => {
+                    self.bring_back_log();
                     self.sweep_when_settled();
                     Ok(wrong.into_iter().map(|what| Repair { what }).collect())
                 }

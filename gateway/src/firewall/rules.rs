@@ -197,11 +197,12 @@ fn forward_body(family: Family, policy: Policy, egress: &Egress, in_use: InUse) 
     let way_out = egress.out();
     let mut body = Vec::new();
     if policy.mode == Mode::Enforce {
-        // Only looked up for what would begin a connection in its middle.
-        let cut = CUT_SETS[family as usize];
+        // Only looked up for what would begin a connection in its middle. It is denied, and counted as such; people are told
+        // of the cut itself.
+        let (cut, deny) = (CUT_SETS[family as usize], DENY_SETS[family as usize]);
         body.push(format!(
             "-p tcp -m conntrack --ctstate NEW -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN \
-             -m set --match-set {cut} dst -j DROP"
+             -m set --match-set {cut} dst -m set --match-set {deny} dst -j DROP"
         ));
     }
     for PairLayout { scope, out, .. } in in_use.passing_of(family) {

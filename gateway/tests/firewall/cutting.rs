@@ -130,10 +130,12 @@ fn an_element_added_again_does_not_revive_a_connection_that_was_cut() {
     firewall.apply(&revoke(2, &["8.8.8.8/32"])).unwrap();
     assert_eq!(reports.next(CutCause::Revoked).flows, 1);
     firewall.apply(&add(3, &["8.8.8.8/32"])).unwrap();
+    let before = firewall.denied().unwrap().packets_v4;
     client.write_all(b"more").unwrap();
     assert!(net.passes(&net.internet.udp("8.8.8.8", 8), &beacon).is_some());
     accepted.set_nonblocking(true).unwrap();
     assert_eq!(accepted.read(&mut [0; 4]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert!(firewall.denied().unwrap().packets_v4 > before, "it is counted as denied");
     talking(&net, "8.8.8.8:443");
     // A connection that nobody cut goes on even when the kernel forgot it.
     let (mut other, mut peer) = talking(&net, "9.9.9.9:443");

@@ -9,8 +9,9 @@ use gateway::firewall::{
     DenialNews, DeniedPacket, Deny, Firewall, KernelFirewall, KernelOptions, LogLoss, Mode, Policy,
 };
 
-use crate::net::{CLIENT, CLIENT_V6, Net, PATIENCE, command, elements, exchange};
+use crate::net::{CLIENT, CLIENT_V6, Net, PATIENCE, command, elements, exchange, until};
 use crate::passing::{connect, ping};
+use crate::tools::BrokenTools;
 
 /// Packets of a flood.
 const FLOOD: u64 = 50_000;
@@ -189,6 +190,32 @@ fn a_group_that_somebody_else_reads_is_told_and_taken_over_when_it_is_free() {
     knock(&client, &["9.9.9.9:54"]);
     let to_second = flow(CLIENT, "9.9.9.9", 17, 54);
     assert_eq!(news.until(&to_second), [(to_second, 1)].into());
+}
+
+#[test]
+fn a_log_whose_rule_was_refused_comes_back_when_the_kernel_takes_it() {
+    let net = Net::new();
+    let tools = BrokenTools::failing_on("NFLOG");
+    let (mut firewall, news) = started(Mode::Enforce, Deny::Drop);
+    let DenialNews::Down(reason) = news.next() else { panic!("there is no rule that logs") };
+    assert!(reason.contains("out of order") && reason.contains("modprobe"), "{reason}");
+    // It works all the same.
+    firewall.replace(&elements(&["8.8.8.8/32"])).unwrap();
+    exchange(&net.client.udp(CLIENT, 0), &net.internet.udp("8.8.8.8", 53));
+    drop(tools);
+    let up = until("the log to come back", PATIENCE, || {
+        assert_eq!(firewall.repair_what_was_seen().unwrap(), []);
+        news.0.try_recv().ok()
+    });
+    assert_eq!(up, DenialNews::Up);
+    assert_eq!(firewall.repair().unwrap(), []);
+    let client = net.client.udp(CLIENT, 0);
+    knock(&client, &["9.9.9.9:53"]);
+    let denied = flow(CLIENT, "9.9.9.9", 17, 53);
+    assert_eq!(news.until(&denied), [(denied, 1)].into());
+    net.client.udp(CLIENT_V6, 0).send_to(b"x", "[2a01:4f8::9]:53").unwrap();
+    let denied = flow(CLIENT_V6, "2a01:4f8::9", 17, 53);
+    assert_eq!(news.until(&denied), [(denied, 1)].into());
 }
 
 #[test]

@@ -20,7 +20,9 @@ impl BrokenTools {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let nothing = None::<&str>;
         mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-        let program = fs::canonicalize("/usr/sbin/iptables-restore").unwrap();
+        let path = std::env::var_os("PATH").unwrap();
+        let mut named = std::env::split_paths(&path).map(|place| place.join("iptables-restore"));
+        let program = named.find_map(|name| fs::canonicalize(name).ok()).unwrap();
         let place = tempfile::tempdir().unwrap();
         let [whole, broken] = ["whole", "broken"].map(|name| place.path().join(name));
         fs::copy(&program, &whole).unwrap();

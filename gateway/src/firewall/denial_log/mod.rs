@@ -31,7 +31,7 @@ use super::FirewallError;
 pub(in crate::firewall) const PREFIX: &str = "og-deny";
 /// The kernel's log group that denied packets go to unless another is wanted.
 pub const DEFAULT_LOG_GROUP: u16 = 100;
-/// Wait between two attempts to become the reader of the group.
+/// Wait between two attempts to become the reader of the group, or to have the kernel take the rule that logs.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// One packet that was denied, or would have been.
@@ -107,8 +107,14 @@ impl Drop for DenialLog {
 pub(super) struct LogStanding {
     sink: Option<DenialSink>,
     reader: Option<DenialLog>,
-    /// The kernel does not take the rule.
-    refused: Option<String>,
+    refused: Option<Refusal>,
+}
+
+/// The kernel did not take the rule.
+struct Refusal {
+    group: u16,
+    reason: String,
+    retry_at: Instant,
 }
 
 impl LogStanding {
@@ -116,33 +122,53 @@ impl LogStanding {
     pub(super) fn report_to(&mut self, group: Option<u16>, sink: DenialSink) {
         self.reader = None;
         let sink = self.sink.insert(sink);
-        if let Some(reason) = &self.refused {
+        if let Some(Refusal { reason, .. }) = &self.refused {
             sink(DenialNews::Down(reason.clone()));
         } else if let Some(group) = group {
-            match DenialLog::start(group, Arc::clone(sink)) {
-                Ok(reader) => self.reader = Some(reader),
-                Err(error) => {
-                    tracing::warn!(%error, "start the thread that reads the log of denied packets");
-                    sink(DenialNews::Down(format!("start the thread that reads it: {error}")));
-                }
-            }
+            self.reader = read(group, sink);
         } else {
             sink(DenialNews::Down("switched off by `nflog_group` 0".to_owned()));
         }
     }
 
-    /// The kernel did not take the rule; the log is off for as long as this process lives.
-    pub(super) fn refuse(&mut self, error: &FirewallError) {
+    /// The kernel did not take the rule that logs to `group`; the log is off until it does.
+    pub(super) fn refuse(&mut self, error: &FirewallError, group: u16) {
         let reason = format!(
             "the kernel does not take the rule that logs them ({error}): run `modprobe -a xt_NFLOG nfnetlink_log \
-             xt_hashlimit xt_limit`, then start the gateway again"
+             xt_hashlimit xt_limit`; it is tried again all the time"
         );
-        tracing::warn!(reason, "denied packets are not logged");
         self.reader = None;
-        if let Some(sink) = &self.sink {
-            sink(DenialNews::Down(reason.clone()));
+        if self.refused.as_ref().is_none_or(|refusal| refusal.reason != reason) {
+            tracing::warn!(reason, retry_s = RETRY.as_secs(), "denied packets are not logged");
+            if let Some(sink) = &self.sink {
+                sink(DenialNews::Down(reason.clone()));
+            }
         }
-        self.refused = Some(reason);
+        self.refused = Some(Refusal { group, reason, retry_at: Instant::now() + RETRY });
+    }
+
+    /// The group that it is time to ask the kernel for again.
+    pub(super) fn due(&self, now: Instant) -> Option<u16> {
+        self.refused.as_ref().filter(|refusal| refusal.retry_at <= now).map(|refusal| refusal.group)
+    }
+
+    /// The kernel has the rule now.
+    pub(super) fn accepted(&mut self) {
+        if let Some(Refusal { group, .. }) = self.refused.take() {
+            self.reader = self.sink.as_ref().and_then(|sink| read(group, sink));
+        }
+    }
+}
+
+/// Begins to read the group, or says why not.
+fn read(group: u16, sink: &DenialSink) -> Option<DenialLog> {
+    match DenialLog::start(group, Arc::clone(sink)) {
+        Ok(reader) => Some(reader),
+        Err(error) => {
+            tracing::warn!(%error, "start the thread that reads the log of denied packets");
+            sink(DenialNews::Down(format!("start the thread that reads it: {error}")));
+            None
+        }
     }
 }
 

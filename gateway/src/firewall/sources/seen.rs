@@ -9,8 +9,11 @@ use allowlist::Element;
 use crate::firewall::conntrack::Flow;
 use crate::firewall::ipset::Counters;
 
-/// Most flows remembered, about 100 bytes each. One that finds no room is counted as a whole when it ends.
+/// Most flows remembered, about 100 bytes each. One that finds no room is counted as a whole when it ends, unless it was
+/// there before us.
 pub(super) const MAX_SEEN_FLOWS: usize = 262_144;
+/// Most flows of before us remembered beyond them, about 20 bytes each.
+const MAX_UNCOUNTED_FLOWS: usize = 1 << 20;
 /// Listings that lack a flow before it is forgotten: one may miss a flow while the kernel's table is rebuilt, and a flow
 /// that is forgotten too early would count twice.
 const LISTINGS_TO_FORGET: u32 = 2;
@@ -30,6 +33,9 @@ pub(super) struct Moved {
 /// The flows.
 pub(super) struct SeenFlows {
     flows: HashMap<FlowId, Seen>,
+    /// Flows of before us that found no room, and the listing that had them last: it is not known up to where they were
+    /// counted, hence they are not until there is room.
+    uncounted: HashMap<FlowId, u32>,
     /// Secret, so that nobody can choose flows that share an id.
     hasher: RandomState,
     listing: u32,
@@ -55,7 +61,7 @@ impl Seen {
 
 impl SeenFlows {
     pub(super) fn new() -> Self {
-        Self { flows: HashMap::new(), hasher: RandomState::new(), listing: 0 }
+        Self { flows: HashMap::new(), uncounted: HashMap::new(), hasher: RandomState::new(), listing: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -71,18 +77,28 @@ impl SeenFlows {
     pub(super) fn end_listing(&mut self) {
         let listing = self.listing;
         self.flows.retain(|_, seen| listing.wrapping_sub(seen.listing) < LISTINGS_TO_FORGET);
+        self.uncounted.retain(|_, listed| listing.wrapping_sub(*listed) < LISTINGS_TO_FORGET);
         // A flood of flows must not hold its memory for good.
         if self.flows.capacity() > 4 * self.flows.len().max(1_024) {
             self.flows.shrink_to_fit();
+        }
+        if self.uncounted.is_empty() {
+            self.uncounted = HashMap::new();
         }
     }
 
     /// Remembers a flow that was there before we were: what it moved until now was counted by a former process, or by
     /// none.
     pub(super) fn adopt(&mut self, flow: &Flow, covering: impl FnOnce(&Flow) -> Option<Element>) {
-        let (Some((out, back)), true) = (flow.counted, self.flows.len() < MAX_SEEN_FLOWS) else { return };
+        let Some((out, back)) = flow.counted else { return };
         let id = self.id(flow);
         let listing = self.listing;
+        if self.flows.len() >= MAX_SEEN_FLOWS && !self.flows.contains_key(&id) {
+            if self.uncounted.len() < MAX_UNCOUNTED_FLOWS {
+                self.uncounted.insert(id, listing);
+            }
+            return;
+        }
         self.flows.entry(id).or_insert_with(|| Seen { element: covering(flow), out, back, listing });
     }
 
@@ -98,7 +114,14 @@ impl SeenFlows {
         let has_room = self.flows.len() < MAX_SEEN_FLOWS;
         let seen = match self.flows.get_mut(&id) {
             Some(seen) => seen,
-            None if !has_room => return None,
+            None if !has_room => {
+                self.uncounted.entry(id).and_modify(|listed| *listed = listing);
+                return None;
+            }
+            None if self.uncounted.remove(&id).is_some() => {
+                self.adopt(flow, covering);
+                return None;
+            }
             None => self.flows.entry(id).or_insert(Seen::new(covering(flow), listing)),
         };
         let moved = moved(flow.source, seen, out, back);
@@ -114,6 +137,9 @@ impl SeenFlows {
     ) -> Option<Moved> {
         let (out, back) = flow.counted?;
         let id = self.id(flow);
+        if self.uncounted.remove(&id).is_some() {
+            return None;
+        }
         let seen = self.flows.remove(&id).unwrap_or_else(|| Seen::new(covering(flow), 0));
         moved(flow.source, &seen, out, back)
     }
@@ -202,6 +228,37 @@ mod tests {
         }
         assert_eq!(packets(seen.listed(&flow(1, 5), none)), 0);
         assert_eq!(packets(seen.ended(&flow(1, 8), none)), 8);
+    }
+
+    #[test]
+    fn flows_of_before_us_without_room_count_from_when_there_is_room() {
+        let mut seen = SeenFlows::new();
+        seen.begin_listing();
+        for number in 0..MAX_SEEN_FLOWS as u64 {
+            let counters = Counters::default();
+            seen.flows
+                .insert(FlowId(number), Seen { element: None, out: counters, back: counters, listing: 1 });
+        }
+        for number in 1..=3 {
+            seen.adopt(&flow(number, 50), none);
+        }
+        seen.end_listing();
+        assert_eq!(packets(seen.ended(&flow(1, 55), none)), 0, "a former process counted most of it");
+        assert_eq!(packets(seen.ended(&flow(4, 5), none)), 5, "a new one");
+        for _ in 0..LISTINGS_TO_FORGET {
+            seen.begin_listing();
+            assert_eq!(packets(seen.listed(&flow(2, 60), none)), 0);
+            seen.end_listing();
+        }
+        assert_eq!(seen.len(), 0);
+        seen.begin_listing();
+        assert_eq!(packets(seen.listed(&flow(2, 62), none)), 0);
+        assert_eq!(packets(seen.listed(&flow(2, 65), none)), 3);
+        assert_eq!(
+            packets(seen.ended(&flow(3, 70), none)),
+            70,
+            "its end was not told for so long that it is another"
+        );
     }
 
     proptest! {
