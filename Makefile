@@ -19,7 +19,7 @@ TEST_FUZZ_SECONDS := 16
 
 .PHONY: build server gateway router ctl web binaries demo chaos simulate test verify fix clean help fuzz packages-fuzz
 .PHONY: packages-demo packages-chaos packages-test
-.PHONY: bench-raft bench-failover bench-dataplane bench-apply bench-propagation bench-scrape bench-binaries
+.PHONY: bench-raft bench-failover bench-dataplane bench-apply bench-propagation bench-scrape bench-resolver bench-binaries
 
 # What the benches measure is what is shipped; PROFILE=bench-run builds in a fraction of the time, for trying things.
 PROFILE ?= release
@@ -128,6 +128,11 @@ bench-scrape:
 	scripts/install-packages bench
 	cargo build --profile $(PROFILE) -p gateway -p benches
 	$(BENCH) scrape $(if $(ROUNDS),--rounds $(ROUNDS))
+
+## bench-resolver: 100,000 names kept up to date, beside a plain loop, unbound and dnsmasq; NAMES=100000 WATCH_SECONDS=120 CHANGES=300 QUICK=1
+bench-resolver: bench-binaries
+	$(BENCH) resolver $(if $(NAMES),--names $(NAMES)) $(if $(WATCH_SECONDS),--seconds $(WATCH_SECONDS)) $(if $(CHANGES),--changes $(CHANGES)) \
+	  $(if $(PARTS),--parts $(PARTS))
 
 ## verify: formatting, lints, docs, dependencies, web types; writes nothing
 verify:

@@ -11,6 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use lab::{Binaries, Namespace, Process, Program, Run};
 
+use crate::usage::Usage;
+
 const BINARY: &str = "outputguard-gateway";
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_900);
 /// Nobody listens there.
@@ -23,16 +25,6 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 pub(crate) struct Daemon {
     process: Process,
     namespace: Arc<Namespace>,
-}
-
-/// What the process has taken so far.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Usage {
-    pub(crate) rss_mib: f64,
-    /// At its highest.
-    pub(crate) peak_mib: f64,
-    /// Processor time.
-    pub(crate) busy: Duration,
 }
 
 impl Daemon {
@@ -66,28 +58,7 @@ impl Daemon {
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {
-        let pid = self.process.pid().context("the gateway does not run")?;
-        let read = |file: &str| {
-            let path = format!("/proc/{pid}/{file}");
-            fs::read_to_string(&path).with_context(|| format!("read {path}"))
-        };
-        let (status, stat) = (read("status")?, read("stat")?);
-        let mib = |key: &str| -> Result<f64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(key));
-            let kib =
-                line.and_then(|line| line.split_whitespace().next()).with_context(|| format!("no {key}"))?;
-            Ok(kib.parse::<f64>()? / 1024.0)
-        };
-        // Fields 14 and 15 of proc_pid_stat(5); the second one, in parentheses, may hold spaces.
-        let ticks = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-        let ticks = ticks.map(str::parse::<f64>).sum::<Result<f64, _>>().context("processor time")?;
-        // SAFETY: takes a number and gives one.
-        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
-        Ok(Usage {
-            rss_mib: mib("VmRSS:")?,
-            peak_mib: mib("VmHWM:")?,
-            busy: Duration::from_secs_f64(ticks / per_second),
-        })
+        Usage::of(self.process.pid().context("the gateway does not run")?)
     }
 
     /// Its metrics page.

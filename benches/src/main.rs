@@ -7,6 +7,7 @@
 //! - [`apply`] brings frames to the kernel (`make bench-apply`); the real process ([`daemon`]) shows what it takes.
 //! - [`propagation`] goes the whole way, from a call to a packet (`make bench-propagation`).
 //! - [`scrape`] is what a scrape of a gateway costs (`make bench-scrape`).
+//! - [`resolver`] keeps 100,000 names beside other programs that ask DNS (`make bench-resolver`).
 //! - [`outputguard`] and [`etcd`] are the two contenders, three processes each in a [`seat`]; what they have in common is
 //!   a [`contender`]. Their clients ([`http`], [`grpc`]) do as little as they can, over the same [`tls`].
 //! - [`load`] lets clients work and takes the time; [`report`] says what came out.
@@ -31,10 +32,12 @@ mod path;
 mod propagation;
 mod raft;
 mod report;
+mod resolver;
 mod scrape;
 mod seat;
 mod shell;
 mod tls;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,6 +74,8 @@ enum Bench {
     Propagation(propagation::Options),
     /// Time and memory of a scrape of a gateway with 100,000 addresses
     Scrape(scrape::Options),
+    /// What 100,000 names cost to keep, and how long a change in DNS takes to the kernel
+    Resolver(resolver::Options),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +88,7 @@ fn main() -> ExitCode {
         Bench::Apply(options) => apply::run(options, output, *quick, profile),
         Bench::Propagation(options) => propagation::run(options, output, *quick, profile),
         Bench::Scrape(options) => scrape::run(options, output, *quick, profile),
+        Bench::Resolver(options) => resolver::run(options, output, *quick, profile),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,8 @@ use crate::tls::{Connector, Protocol};
 const API_PORT: u16 = 8080;
 const HTTPS_PORT: u16 = 8443;
 const RAFT_PORT: u16 = 8081;
+/// Nobody answers there.
+const NO_UPSTREAM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
 
 /// Length of an entry's comment, bytes. With id, target, audit fields (actor, address, request id) a logged entry then
 /// has about 275 bytes: as much as etcd's key and value together ([`crate::etcd::VALUE_BYTES`]).
@@ -65,13 +67,22 @@ pub(crate) fn import_body(numbers: Range<u64>, comment_bytes: usize) -> Result<S
 }
 
 impl OutputGuard {
-    /// Starts three nodes with data below `directory` and waits until they serve.
+    /// Starts three nodes with data below `directory` and waits until they serve. They resolve nothing.
     pub(crate) async fn start(seats: Vec<Seat>, directory: &Path) -> Result<Self> {
+        Self::start_with_upstreams(seats, directory, &[NO_UPSTREAM]).await
+    }
+
+    /// As [`OutputGuard::start`], with DNS servers to ask.
+    pub(crate) async fn start_with_upstreams(
+        seats: Vec<Seat>,
+        directory: &Path,
+        upstreams: &[SocketAddr],
+    ) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         let binary = Binaries::find()?.path("outputguard-server")?;
         let processes = seats
             .iter()
-            .map(|seat| Process::start(program(seat, &seats, directory, &binary)?))
+            .map(|seat| Process::start(program(seat, &seats, directory, &binary, upstreams)?))
             .collect::<Result<_>>()?;
         let token_file = directory.join("admin.token");
         let token = until("the administrator's token", READY_TIMEOUT, async || {
@@ -130,7 +141,14 @@ impl OutputGuard {
     }
 }
 
-fn program(seat: &Seat, all: &[Seat], directory: &Path, binary: &Path) -> Result<lab::Program> {
+fn program(
+    seat: &Seat,
+    all: &[Seat],
+    directory: &Path,
+    binary: &Path,
+    upstreams: &[SocketAddr],
+) -> Result<lab::Program> {
+    let upstreams: Vec<_> = upstreams.iter().map(|upstream| format!("\"{upstream}\"")).collect();
     let peers: Vec<_> = all.iter().map(|peer| format!("\"{}:{RAFT_PORT}\"", peer.address)).collect();
     let data = directory.join(&seat.name);
     let config = directory.join(format!("{}.yaml", seat.name));
@@ -143,9 +161,10 @@ fn program(seat: &Seat, all: &[Seat], directory: &Path, binary: &Path) -> Result
              cluster: {{ advertise: \"{address}:{RAFT_PORT}\", peers: [{peers}] }}\n\
              tls: {{ dir: {tls} }}\n\
              auth: {{ admin_token_file: {token} }}\n\
-             resolver: {{ upstreams: [\"127.0.0.1:9\"] }}\n",
+             resolver: {{ upstreams: [{upstreams}] }}\n",
             data = data.display(),
             peers = peers.join(", "),
+            upstreams = upstreams.join(", "),
             tls = certificates(directory).display(),
             token = directory.join("admin.token").display(),
         ),

@@ -1,7 +1,7 @@
 //! From a call of the API to the first packet that passes: three servers and two gateways on machines of the lab, and
 //! etcd beside the servers, which only has to acknowledge a put.
 
-mod cluster;
+pub(crate) mod cluster;
 mod probe;
 
 use std::net::Ipv4Addr;

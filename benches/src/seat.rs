@@ -29,6 +29,12 @@ impl Seat {
         (0..NODES).map(|index| Self::new(index, address(index).into(), None)).collect()
     }
 
+    /// On the loopback of a namespace, which nobody else uses.
+    pub(crate) fn on_loopback_of(namespace: &Arc<Namespace>) -> Vec<Self> {
+        let address = |index: usize| Ipv4Addr::new(127, 0, 1, index as u8 + 1);
+        (0..NODES).map(|index| Self::new(index, address(index).into(), Some(Arc::clone(namespace)))).collect()
+    }
+
     /// On the server machines of a lab.
     pub(crate) fn in_lab(network: &Network) -> Vec<Self> {
         let namespaces = network.servers.iter().enumerate().take(NODES);

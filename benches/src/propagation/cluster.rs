@@ -26,7 +26,7 @@ struct Line {
 }
 
 /// A token for the gateway `name`.
-pub(super) async fn gateway_token(servers: &OutputGuard, name: &str) -> Result<String> {
+pub(crate) async fn gateway_token(servers: &OutputGuard, name: &str) -> Result<String> {
     let mut http = servers.http(0).await?;
     let body = format!(r#"{{"name":"{name}","role":"gateway"}}"#);
     let headers = servers.headers("application/json");
@@ -36,7 +36,7 @@ pub(super) async fn gateway_token(servers: &OutputGuard, name: &str) -> Result<S
 }
 
 /// Waits until so many gateways hold the newest revision.
-pub(super) async fn wait_in_sync(servers: &OutputGuard, gateways: usize) -> Result<()> {
+pub(crate) async fn wait_in_sync(servers: &OutputGuard, gateways: usize) -> Result<()> {
     until("all gateways are in sync", READY_TIMEOUT, async || {
         let mut all = Vec::new();
         for node in 0..NODES {
