@@ -32,6 +32,7 @@ const OLD: u32 = u32::from_be_bytes([93, 184, 0, 1]);
 const NEW: u32 = u32::from_be_bytes([93, 185, 0, 1]);
 
 /// A record that has changed.
+#[derive(Debug, Clone, Copy)]
 struct Changed {
     /// From here on the old answer must not be used any more.
     due: Instant,

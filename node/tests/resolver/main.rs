@@ -6,3 +6,4 @@ mod authority;
 mod leader;
 mod lookup;
 mod names;
+mod week;
