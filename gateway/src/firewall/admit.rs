@@ -36,19 +36,20 @@ pub(super) fn admit(element: &Element) -> Result<(), RefusedElement> {
 pub(super) fn sift<'a>(
     elements: impl IntoIterator<Item = &'a Element>,
 ) -> (BTreeSet<Element>, Vec<RefusedElement>) {
-    let mut admitted = BTreeSet::new();
+    let mut admitted = Vec::new();
     let mut refused = Vec::new();
     for element in elements {
         match admit(element) {
             Ok(()) => {
-                admitted.insert(*element);
+                admitted.push(*element);
             }
             Err(refusal) => refused.push(refusal),
         }
     }
     refused.sort_by_key(|refusal| refusal.element);
     refused.dedup();
-    (admitted, refused)
+    // In one go, which takes a fraction of the time when they are sorted already.
+    (admitted.into_iter().collect(), refused)
 }
 
 #[cfg(test)]

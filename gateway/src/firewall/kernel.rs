@@ -386,8 +386,8 @@ impl Firewall for KernelFirewall {
 
     fn repair_what_was_seen(&mut self) -> Result<Vec<Repair>, FirewallError> {
         let is_well = self.watch.as_ref().is_some_and(ChainWatch::is_well);
-        if is_well && self.has_rules_for_all() && self.holding.misfits()?.is_empty() {
-            let (wrong, failure) = self.holding.mend();
+        if is_well && self.has_rules_for_all() && self.holding.are_there()? {
+            let (wrong, failure) = self.holding.mend_if_due();
             self.unswept |= !wrong.is_empty();
             return match failure {
                 Some(error) => Err(error.into()),

@@ -35,6 +35,8 @@ pub(super) struct SetPair {
     reading: Duration,
     /// When the sets are compared member by member again, if nothing calls for it before.
     compare_at: Instant,
+    /// When it is looked again whether they have as many members as they should.
+    count_at: Instant,
 }
 
 /// Whose last counts are read before a member goes: the kernel reads no single one, hence it takes a whole set.
@@ -52,8 +54,8 @@ pub(super) enum Last {
 /// What the first part of a change leaves to the others.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
-    /// Members to add.
-    pub(super) missing: BTreeSet<Member>,
+    /// Members to add, none twice.
+    pub(super) missing: Vec<Member>,
     /// Members that are off the way out and still in the replies' set.
     pub(super) gone: BTreeSet<Member>,
 }
@@ -82,6 +84,7 @@ impl SetPair {
             back: Ledger::default(),
             reading: Duration::ZERO,
             compare_at: Instant::now(),
+            count_at: Instant::now(),
         }
     }
 
@@ -103,6 +106,12 @@ impl SetPair {
             }
         }
         Ok(misfits)
+    }
+
+    /// True when both sets are there and of our kind.
+    pub(super) fn are_there(&self, client: &mut Client) -> Result<bool, IpsetError> {
+        let PairLayout { scope, family, out, back } = self.layout;
+        Ok(client.is_there(out, scope, family)? && client.is_there(back, scope, family)?)
     }
 
     /// Makes the sets that are missing; returns their names.
@@ -169,12 +178,12 @@ impl SetPair {
         added: &[Element],
         last: Last,
     ) -> Result<Taken, IpsetError> {
-        let mut missing = BTreeSet::new();
+        let mut missing = Vec::new();
         for member in added.iter().flat_map(members_of) {
             let owners = self.owners.entry(member).or_insert(0);
             *owners += 1;
             if *owners == 1 {
-                missing.insert(member);
+                missing.push(member);
             }
         }
         let gone = self.disown(removed);
@@ -188,6 +197,7 @@ impl SetPair {
         client: &mut Client,
         wanted: &BTreeSet<Element>,
     ) -> Result<Taken, IpsetError> {
+        let begun = Instant::now();
         let PairLayout { out, back, .. } = self.layout;
         let mut owners: HashMap<Member, u32> = HashMap::with_capacity(wanted.len());
         for member in wanted.iter().flat_map(members_of) {
@@ -196,7 +206,7 @@ impl SetPair {
         self.owners = owners;
         let in_out = self.dump(client, out)?;
         let in_back = self.dump(client, back)?;
-        let missing = self.missing_from(&in_out).into_iter().chain(self.missing_from(&in_back)).collect();
+        let missing = union(self.missing_from(&in_out), self.missing_from(&in_back));
         let mut gone = BTreeSet::new();
         for (name, counted) in [(out, in_out), (back, in_back)] {
             for (member, counters) in counted {
@@ -207,6 +217,7 @@ impl SetPair {
             }
         }
         self.remove_from(client, out, &gone, Last::Known)?;
+        self.compared_since(begun);
         Ok(Taken { missing, gone })
     }
 
@@ -227,7 +238,7 @@ impl SetPair {
         &mut self,
         client: &mut Client,
         wanted: impl IntoIterator<Item = &'a Element>,
-        missing: &BTreeSet<Member>,
+        missing: &[Member],
     ) -> Result<Vec<RefusedElement>, IpsetError> {
         let refused = refused_elements(wanted, &self.add_members(client, missing)?);
         let gone = self.disown(refused.iter().map(|refusal| &refusal.element));
@@ -277,7 +288,7 @@ impl SetPair {
     fn add_members(
         &mut self,
         client: &mut Client,
-        members: &BTreeSet<Member>,
+        members: &[Member],
     ) -> Result<BTreeMap<Member, String>, IpsetError> {
         if members.is_empty() {
             return Ok(BTreeMap::new());
@@ -289,7 +300,7 @@ impl SetPair {
             refused.insert(refusal.member, refusal.reason);
         }
         let accepted = members.iter().filter(|member| !refused.contains_key(member));
-        let refused_out = client.add(out, accepted.copied().collect::<Vec<_>>().iter())?;
+        let refused_out = client.add(out, accepted)?;
         client.delete(back, refused_out.iter().map(|refusal| &refusal.member))?;
         refused.extend(refused_out.into_iter().map(|refusal| (refusal.member, refusal.reason)));
         if let Some((member, reason)) = refused.first_key_value() {
@@ -402,6 +413,16 @@ impl SetPair {
             ledger.written();
         }
     }
+}
+
+/// What is in either, once. An empty pair of sets lacks the same twice.
+fn union(mut one: Vec<Member>, other: Vec<Member>) -> Vec<Member> {
+    if one != other {
+        one.extend(other);
+        one.sort_unstable();
+        one.dedup();
+    }
+    one
 }
 
 /// The elements of `wanted` with a refused member, each with the first reason.

@@ -21,7 +21,7 @@ fn small() -> KernelFirewall {
     firewall
 }
 
-fn many(count: u32) -> BTreeSet<Element> {
+pub(crate) fn many(count: u32) -> BTreeSet<Element> {
     (0..count)
         .map(|number| Element::host(std::net::Ipv4Addr::from(0x0808_1000 + number).into(), None))
         .collect()

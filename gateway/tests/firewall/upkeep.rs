@@ -4,6 +4,7 @@ use gateway::firewall::{
     Firewall, FirewallError, KernelFirewall, KernelOptions, check_forwarding, check_host,
 };
 
+use crate::counting::many;
 use crate::net::{Net, PATIENCE, command, counted, element, elements, until};
 
 pub(crate) fn installed() -> KernelFirewall {
@@ -280,6 +281,30 @@ fn a_host_without_forwarding_is_told_the_command() {
         error,
         "forwarding is off; run `sysctl -w net.ipv4.ip_forward=1` and keep it in /etc/sysctl.d/"
     );
+}
+
+#[test]
+fn what_somebody_took_out_of_a_large_set_is_seen_soon() {
+    let _net = Net::new();
+    let mut firewall = installed();
+    // So many that they are not counted each time.
+    let wanted = many(250_000);
+    let one = wanted.first().unwrap().prefix.addr().to_string();
+    firewall.replace(&wanted).unwrap();
+    let seen = |firewall: &mut KernelFirewall| {
+        until("it to be seen", PATIENCE, || {
+            let found = firewall.repair_what_was_seen().unwrap();
+            found.into_iter().next().map(|repair| repair.what)
+        })
+    };
+    assert_eq!(firewall.repair_what_was_seen().unwrap(), []);
+    for set in ["og4o", "og4i"] {
+        command("ipset", &["del", set, &one]);
+        assert_eq!(seen(&mut firewall), format!("ipset {set}: {one}/32 was missing"));
+    }
+    command("ipset", &["flush", "og4o"]);
+    assert!(seen(&mut firewall).contains("og4o: "));
+    assert_eq!(firewall.repair().unwrap(), []);
 }
 
 /// What the gateway's loop calls: chains are compared by another thread.

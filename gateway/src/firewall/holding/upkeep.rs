@@ -8,9 +8,9 @@ use super::Holding;
 use crate::firewall::carried::carried_name;
 use crate::firewall::cutter;
 use crate::firewall::denied::mend_deny_sets;
-use crate::firewall::ipset::IpsetError;
+use crate::firewall::ipset::{Client, IpsetError};
 use crate::firewall::layout::{CUT_SETS, DENY_SETS, DRAIN_PAIRS, Family, PAIRS, Scope};
-use crate::firewall::sets::fresh_name;
+use crate::firewall::sets::{SetPair, fresh_name};
 
 /// The kernel lets go of a set some time after the rule that used it is gone.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
@@ -34,11 +34,40 @@ impl Holding {
         Ok(misfits)
     }
 
+    /// True when every set is there and of our kind.
+    pub(in crate::firewall) fn are_there(&mut self) -> Result<bool, IpsetError> {
+        for pair in self.pairs.iter().chain(&self.drains) {
+            if !pair.are_there(&mut self.client)? {
+                return Ok(false);
+            }
+        }
+        for names in [CUT_SETS, DENY_SETS] {
+            for (family, name) in Family::BOTH.into_iter().zip(names) {
+                if !self.client.is_there(name, Scope::Prefix, family)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// Compares the sets with what they should hold and repairs the difference, going on past errors.
     pub(in crate::firewall) fn mend(&mut self) -> (Vec<String>, Option<IpsetError>) {
+        self.mend_with(SetPair::mend)
+    }
+
+    /// The same for a loop that comes by every few seconds.
+    pub(in crate::firewall) fn mend_if_due(&mut self) -> (Vec<String>, Option<IpsetError>) {
+        self.mend_with(SetPair::mend_if_due)
+    }
+
+    fn mend_with(
+        &mut self,
+        mend: impl Fn(&mut SetPair, &mut Client) -> Result<Vec<String>, IpsetError>,
+    ) -> (Vec<String>, Option<IpsetError>) {
         let (mut wrong, mut failure) = (Vec::new(), None);
         for pair in self.pairs.iter_mut().chain(&mut self.drains) {
-            match pair.mend(&mut self.client) {
+            match mend(pair, &mut self.client) {
                 Ok(different) => wrong.extend(different),
                 Err(error) => failure = failure.or(Some(error)),
             }

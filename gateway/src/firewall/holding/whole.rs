@@ -39,10 +39,10 @@ impl Holding {
             .collect();
         let mut failures = self.begin_draining(&retiring);
         self.leaving.clear();
-        let mut wanted_parts: [BTreeSet<Element>; 4] = Default::default();
-        for element in &wanted {
-            wanted_parts[pair_of(element)].insert(*element);
-        }
+        let wanted_parts = [0, 1, 2, 3].map(|at| -> BTreeSet<Element> {
+            // Sorted, hence made in one go.
+            wanted.iter().filter(|element| pair_of(element) == at).copied().collect()
+        });
         let mut taken: [Option<Taken>; 4] = Default::default();
         // Out everywhere before in anywhere: what was revoked waits for nothing.
         for (at, pair) in self.pairs.iter_mut().enumerate() {

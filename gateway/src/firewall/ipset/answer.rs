@@ -23,6 +23,11 @@ pub(super) fn read_name(attributes: Attributes<'_>) -> Option<&str> {
     attributes.find(ATTR_SETNAME)?.as_text()
 }
 
+/// Type name and family number of an answer to `Request::kind`.
+pub(super) fn read_kind(attributes: Attributes<'_>) -> Option<(&str, u8)> {
+    Some((attributes.find(ATTR_TYPENAME)?.as_text()?, attributes.find(ATTR_FAMILY)?.as_u8()?))
+}
+
 /// Type name, family number, capacity, number of members (if the kernel tells) and whether it counts, of a listed set's
 /// first message.
 pub(super) fn read_header(attributes: Attributes<'_>) -> Option<(&str, u8, u32, Option<u32>, bool)> {

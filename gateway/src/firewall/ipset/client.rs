@@ -1,6 +1,6 @@
 //! What drivers ask of the kernel's sets.
 
-use super::answer::{read_header, read_members, read_name, read_protocol, read_revision};
+use super::answer::{read_header, read_kind, read_members, read_name, read_protocol, read_revision};
 use super::numbers::{Counters, SUBSYSTEM, nfproto};
 use super::request::{Batch, Command, Listing, Request, TableShape};
 use super::{IpsetError, describe};
@@ -116,6 +116,28 @@ impl Client {
         }
     }
 
+    /// True when there is such a set and its members are of that kind. Other than [`Self::header`] it takes no longer for a
+    /// large set.
+    pub(in crate::firewall) fn is_there(
+        &mut self,
+        name: &str,
+        scope: Scope,
+        family: Family,
+    ) -> Result<bool, IpsetError> {
+        let protocol = self.protocol;
+        let mut found = false;
+        let request = || Request::kind(protocol, name);
+        let asked = self.run(&format!("ask what ipset {name} is"), request, &mut found, |found, answer| {
+            *found |= read_kind(answer) == Some((scope.kernel_type(), nfproto(family)));
+            Ok(())
+        });
+        match asked {
+            Ok(()) => Ok(found),
+            Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes a set with counters and room for `capacity` members, its table as wide as that, so that it never stalls to
     /// grow.
     pub(in crate::firewall) fn create(
@@ -226,8 +248,8 @@ impl Client {
         name: &str,
         members: impl IntoIterator<Item = &'a Member>,
     ) -> Result<Vec<RefusedMember>, IpsetError> {
-        let members: Vec<_> = members.into_iter().map(|member| (*member, None)).collect();
-        self.batches(Command::Add, name, &members)
+        let members: Vec<&Member> = members.into_iter().collect();
+        self.batches(Command::Add, name, &members, |member| (member, None))
     }
 
     /// Adds members with these counters, overwriting those of members that are there.
@@ -236,9 +258,8 @@ impl Client {
         name: &str,
         members: impl IntoIterator<Item = (&'a Member, &'a Counters)>,
     ) -> Result<Vec<RefusedMember>, IpsetError> {
-        let members: Vec<_> =
-            members.into_iter().map(|(member, counters)| (*member, Some(*counters))).collect();
-        self.batches(Command::Add, name, &members)
+        let members: Vec<_> = members.into_iter().collect();
+        self.batches(Command::Add, name, &members, |(member, counters)| (member, Some(**counters)))
     }
 
     /// Deletes members that may be gone already. Returns those that were refused.
@@ -247,16 +268,17 @@ impl Client {
         name: &str,
         members: impl IntoIterator<Item = &'a Member>,
     ) -> Result<Vec<RefusedMember>, IpsetError> {
-        let members: Vec<_> = members.into_iter().map(|member| (*member, None)).collect();
-        self.batches(Command::Delete, name, &members)
+        let members: Vec<&Member> = members.into_iter().collect();
+        self.batches(Command::Delete, name, &members, |member| (member, None))
     }
 
     /// A message stops at its first error, what came before it stays: go on behind the line the kernel names.
-    fn batches(
+    fn batches<T>(
         &mut self,
         command: Command,
         name: &str,
-        members: &[(Member, Option<Counters>)],
+        members: &[T],
+        part: impl Fn(&T) -> (&Member, Option<Counters>),
     ) -> Result<Vec<RefusedMember>, IpsetError> {
         let action = match command {
             Command::Add => format!("add to ipset {name}"),
@@ -272,11 +294,12 @@ impl Client {
                 |sequence| {
                     let mut batch = Batch::new(command, protocol, name);
                     taken = 0;
-                    for ((member, counters), line) in members[at..].iter().zip(1..) {
+                    for (item, line) in members[at..].iter().zip(1..) {
                         if !batch.has_room() {
                             break;
                         }
-                        batch.push(line, member, *counters);
+                        let (member, counters) = part(item);
+                        batch.push(line, member, counters);
                         taken += 1;
                     }
                     batch.finish(sequence)
@@ -293,9 +316,9 @@ impl Client {
                 return Err(IpsetError::Kernel { action, code });
             };
             at += line;
-            if let Some((member, _)) = members.get(at - 1) {
-                refused
-                    .push(RefusedMember { member: *member, reason: format!("{action}: {}", describe(code)) });
+            if let Some(item) = members.get(at - 1) {
+                let reason = format!("{action}: {}", describe(code));
+                refused.push(RefusedMember { member: *part(item).0, reason });
             }
         }
         Ok(refused)

@@ -2,7 +2,7 @@
 
 pub(in crate::firewall) use super::numbers::SUBSYSTEM;
 
-use super::answer::{read_header, read_members, read_name, read_protocol, read_revision};
+use super::answer::{read_header, read_kind, read_members, read_name, read_protocol, read_revision};
 use super::request::{Batch, Command, Listing, Request};
 use crate::firewall::layout::{Family, Scope};
 use crate::firewall::netlink::answer::{Answer, answers};
@@ -19,7 +19,7 @@ pub fn ipset(bytes: &[u8]) {
 /// Reads an answer in every way; members that were read must be what the kernel is told when they are put back.
 pub(in crate::firewall) fn read(attributes: Attributes<'_>) {
     let _ = (read_protocol(attributes), read_revision(attributes), read_name(attributes));
-    let _ = read_header(attributes);
+    let _ = (read_header(attributes), read_kind(attributes));
     for scope in [Scope::Prefix, Scope::Port] {
         let mut members = Vec::new();
         let _ = read_members(attributes, scope, &mut members);

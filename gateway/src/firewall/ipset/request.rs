@@ -23,6 +23,7 @@ pub(super) enum Command {
     Add = 9,
     Delete = 10,
     Test = 11,
+    Header = 12,
     Type = 13,
 }
 
@@ -129,6 +130,13 @@ impl Request {
         let data = writer.open(ATTR_DATA);
         write_member(&mut writer, member);
         writer.close(data);
+        request
+    }
+
+    /// What is a set? Unlike a listing of its header, the kernel counts no members for the answer.
+    pub(super) fn kind(protocol: u8, name: &str) -> Self {
+        let mut request = Self::new(Command::Header, 0, libc::AF_INET as u8, protocol);
+        request.writer().text(ATTR_SETNAME, name);
         request
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::SetPair;
 use crate::firewall::ipset::{Client, Counters, IpsetError};
@@ -10,8 +10,14 @@ use crate::firewall::layout::{Member, PairLayout};
 use crate::firewall::ledger::Ledger;
 
 /// Comparing member by member may take this part of the time, so that large sets do not keep the firewall's thread busy.
-/// That a set has lost members or has more than it should is seen at each call.
-const COMPARING_SHARE: u32 = 20;
+/// That a set has lost members or has more than it should is seen at each call, or soon.
+const COMPARING_SHARE: u32 = 40;
+/// The kernel goes through the whole table of a set to say how many members it has: with at least so many …
+const COUNTED_SELDOM: usize = 200_000;
+/// … this may take this part of the time, …
+const COUNTING_SHARE: u32 = 50;
+/// … but it is never put off for longer.
+const MAX_UNCOUNTED: Duration = Duration::from_secs(6);
 /// Sets with at least so many members are read by two threads.
 const READ_TOGETHER: usize = 10_000;
 /// How many members a repair names one by one.
@@ -57,10 +63,22 @@ impl SetPair {
         Ok(counted)
     }
 
+    /// [`Self::mend`], but a large pair only when it is time to count its members again.
+    pub(in crate::firewall) fn mend_if_due(
+        &mut self,
+        client: &mut Client,
+    ) -> Result<Vec<String>, IpsetError> {
+        if self.owners.len() >= COUNTED_SELDOM && Instant::now() < self.count_at {
+            return Ok(Vec::new());
+        }
+        self.mend(client)
+    }
+
     /// Compares both sets with what they should hold, repairs the difference and says what it was.
     pub(in crate::firewall) fn mend(&mut self, client: &mut Client) -> Result<Vec<String>, IpsetError> {
         let mut wrong = Vec::new();
-        for name in self.create_missing(client)? {
+        let made = if self.are_there(client)? { Vec::new() } else { self.create_missing(client)? };
+        for name in made {
             wrong.push(format!("ipset {name} was missing"));
         }
         if wrong.is_empty() && Instant::now() < self.compare_at && self.counts_are_right(client)? {
@@ -71,11 +89,8 @@ impl SetPair {
         let mut lost = BTreeSet::new();
         for name in self.names() {
             let counted = self.dump(client, name)?;
-            self.observe(name, &counted);
-            let missing = self.missing_from(&counted);
-            let foreign: Vec<Member> = (counted.iter().map(|(member, _)| *member))
-                .filter(|member| !self.owners.contains_key(member))
-                .collect();
+            let ledger = if name == self.layout.out { &mut self.out } else { &mut self.back };
+            let Differences { missing, foreign } = compare(ledger, &self.owners, &counted);
             if !missing.is_empty() {
                 wrong.push(format!("ipset {name}: {} missing", named(&missing)));
                 lost.extend(missing);
@@ -87,12 +102,17 @@ impl SetPair {
         }
         self.remove_members(client, &gone)?;
         self.make_room(client, self.owners.len())?;
-        let refused = self.add_members(client, &lost)?;
+        let refused = self.add_members(client, &lost.into_iter().collect::<Vec<_>>())?;
         for (member, reason) in refused {
             wrong.push(format!("{member} could not be put back: {reason}"));
         }
-        self.compare_at = Instant::now() + begun.elapsed() * COMPARING_SHARE;
+        self.compared_since(begun);
         Ok(wrong)
+    }
+
+    /// The sets were compared, which began then.
+    pub(super) fn compared_since(&mut self, begun: Instant) {
+        self.compare_at = Instant::now() + begun.elapsed() * COMPARING_SHARE;
     }
 
     /// The members that a set should have and that are not in what was read of it.
@@ -101,19 +121,15 @@ impl SetPair {
     }
 
     /// True when both sets have as many members as they should.
-    fn counts_are_right(&self, client: &mut Client) -> Result<bool, IpsetError> {
+    fn counts_are_right(&mut self, client: &mut Client) -> Result<bool, IpsetError> {
+        let begun = Instant::now();
+        let mut right = true;
         for name in self.names() {
             let members = client.header(name)?.and_then(|header| header.members);
-            if members.map(usize::try_from) != Some(Ok(self.owners.len())) {
-                return Ok(false);
-            }
+            right &= members.map(usize::try_from) == Some(Ok(self.owners.len()));
         }
-        Ok(true)
-    }
-
-    fn observe(&mut self, name: &str, counted: &[(Member, Counters)]) {
-        let ledger = if name == self.layout.out { &mut self.out } else { &mut self.back };
-        observe(ledger, &self.owners, counted);
+        self.count_at = Instant::now() + (begun.elapsed() * COUNTING_SHARE).min(MAX_UNCOUNTED);
+        Ok(right)
     }
 }
 
@@ -135,6 +151,34 @@ fn observe(ledger: &mut Ledger, owners: &HashMap<Member, u32>, counted: &[(Membe
             ledger.observe(&member, Counters::default());
         }
     }
+}
+
+/// How a set differs from what it should hold.
+struct Differences {
+    missing: Vec<Member>,
+    foreign: Vec<Member>,
+}
+
+/// [`observe`] that looks at each member: one that is not ours must be found however it came there.
+fn compare(
+    ledger: &mut Ledger,
+    owners: &HashMap<Member, u32>,
+    counted: &[(Member, Counters)],
+) -> Differences {
+    let mut foreign = Vec::new();
+    for (member, counters) in counted {
+        if owners.contains_key(member) {
+            ledger.observe(member, *counters);
+        } else {
+            foreign.push(*member);
+        }
+    }
+    let all_there = counted.len() - foreign.len() == owners.len();
+    let missing = if all_there { Vec::new() } else { missing_from(owners, counted) };
+    for member in &missing {
+        ledger.observe(member, Counters::default());
+    }
+    Differences { missing, foreign }
 }
 
 /// The members that a set should have and that are not in what was read of it.

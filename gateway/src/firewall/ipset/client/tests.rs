@@ -30,6 +30,18 @@ fn a_batch_goes_on_behind_members_the_kernel_refuses_and_reports_each() {
 }
 
 #[test]
+fn a_set_is_there_when_it_has_the_name_and_the_kind() {
+    let mut client = client();
+    client.create("t", Scope::Port, Family::V6, 64).unwrap();
+    assert!(client.is_there("t", Scope::Port, Family::V6).unwrap());
+    for (name, scope, family) in
+        [("t", Scope::Prefix, Family::V6), ("t", Scope::Port, Family::V4), ("u", Scope::Port, Family::V6)]
+    {
+        assert!(!client.is_there(name, scope, family).unwrap());
+    }
+}
+
+#[test]
 fn a_full_set_is_an_error_for_each_member_that_does_not_fit() {
     let mut client = client();
     client.create("t", Scope::Prefix, Family::V4, 2).unwrap();
