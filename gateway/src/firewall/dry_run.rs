@@ -262,7 +262,12 @@ mod tests {
         let first = [element("9.9.9.9/32", None), resolver, element("10.0.0.1/32", None)].into();
         let outcome = firewall.replace(&first).unwrap();
         assert_eq!((outcome.added, outcome.removed, outcome.refused.len()), (2, 0, 1));
-        assert!(paper.take().contains("ipset -exist add og4ip 8.8.8.8/32,udp:53\n"));
+        let printed = paper.take();
+        let at = |line: &str| printed.find(line).unwrap();
+        let rule =
+            at("-A OG-FORWARD -m conntrack --ctdir ORIGINAL -m set --match-set og4op dst,dst -j ACCEPT\n");
+        assert!(at("-A OG-NAT ") < rule && rule < at("ipset -exist add og4ip 8.8.8.8/32,udp:53\n"));
+        assert!(!printed.contains("og6o"), "nothing of IPv6 is held");
 
         let change = Change { revision: 2, revoked: vec![resolver], ..Change::default() };
         assert_eq!(firewall.apply(&change).unwrap().removed, 1);
