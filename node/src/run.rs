@@ -172,9 +172,12 @@ fn resolver(config: &Config, registry: &Registry) -> anyhow::Result<Resolver> {
     metrics.register(registry).context("metrics of the resolver")?;
     let settings = resolver::Settings {
         upstreams: config.resolver.upstreams.clone(),
+        zones: config.resolver.zones.clone(),
+        ca_file: config.resolver.ca_file.clone(),
         min_interval: config.resolver.min_interval,
         max_interval: config.resolver.max_interval,
         linger: config.resolver.linger,
+        questions_per_second: config.resolver.questions_per_second,
         ..resolver::Settings::default()
     };
     Ok(Resolver::new(settings, metrics)?)

@@ -54,9 +54,20 @@ pub struct Flags {
     /// File with the first admin token; written by the node that bootstraps unless it exists.
     #[arg(long, env = "OUTPUTGUARD_AUTH_ADMIN_TOKEN_FILE")]
     pub admin_token_file: Option<PathBuf>,
-    /// DNS servers, IP:port, comma separated (default: the system's).
+    /// DNS.
+    #[command(flatten)]
+    pub resolver: ResolverFlags,
+}
+
+/// The flags of the resolver.
+#[derive(Debug, Default, Clone, clap::Args)]
+pub struct ResolverFlags {
+    /// DNS servers, comma separated: IP:port, tls://IP:port#name or https://IP/path#name (default: the system's).
     #[arg(long, env = "OUTPUTGUARD_RESOLVER_UPSTREAMS", value_delimiter = ',')]
     pub resolver_upstreams: Option<Vec<String>>,
+    /// PEM file with the CAs of encrypted DNS servers (default: the system's).
+    #[arg(long, env = "OUTPUTGUARD_RESOLVER_CA_FILE")]
+    pub resolver_ca_file: Option<PathBuf>,
     /// Never ask a name more often than this, seconds.
     #[arg(long, env = "OUTPUTGUARD_RESOLVER_MIN_INTERVAL_S")]
     pub resolver_min_interval_s: Option<u64>,
@@ -66,6 +77,9 @@ pub struct Flags {
     /// How long an address outlives its last sighting, seconds.
     #[arg(long, env = "OUTPUTGUARD_RESOLVER_LINGER_S")]
     pub resolver_linger_s: Option<u64>,
+    /// Most questions a second to each DNS server (default: 5000).
+    #[arg(long, env = "OUTPUTGUARD_RESOLVER_QUESTIONS_PER_SECOND")]
+    pub resolver_questions_per_second: Option<u32>,
 }
 
 /// Gives the seed's one-dash flag its second dash, so that those who come from it need change nothing.

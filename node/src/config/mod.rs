@@ -3,17 +3,19 @@
 //! A key nobody reads is an error that names it; a value that cannot work is an error that says what would.
 
 mod flags;
+mod resolver;
 mod snapshots;
 mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 
 pub use crate::cluster::{Join, Tuning};
 pub use flags::{Flags, normalise};
+pub use resolver::ResolverConfig;
+use resolver::ResolverSection;
 pub use tls::TlsConfig;
 use tls::TlsSection;
 
@@ -57,19 +59,6 @@ pub struct Config {
     pub admin_token_file: PathBuf,
     /// DNS.
     pub resolver: ResolverConfig,
-}
-
-/// How the leader asks DNS.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResolverConfig {
-    /// Servers to ask; empty for the system's.
-    pub upstreams: Vec<SocketAddr>,
-    /// Never ask a name more often.
-    pub min_interval: Duration,
-    /// Ask a name at least this often.
-    pub max_interval: Duration,
-    /// How long an address outlives its last sighting.
-    pub linger: Duration,
 }
 
 /// Why a configuration cannot be run.
@@ -145,15 +134,6 @@ struct AuthSection {
     admin_token_file: Option<PathBuf>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct ResolverSection {
-    upstreams: Option<Vec<String>>,
-    min_interval_s: Option<u64>,
-    max_interval_s: Option<u64>,
-    linger_s: Option<u64>,
-}
-
 impl Config {
     /// Reads the file named by the flags (none is fine) and lays environment and flags over it.
     ///
@@ -227,12 +207,7 @@ fn build(file: File, flags: Flags) -> Result<Config, ConfigError> {
     )?;
     let admin_token_file =
         flags.admin_token_file.or(file.auth.admin_token_file).unwrap_or_else(|| data_dir.join("admin.token"));
-    let resolver = resolver(
-        flags.resolver_upstreams.or(file.resolver.upstreams),
-        flags.resolver_min_interval_s.or(file.resolver.min_interval_s),
-        flags.resolver_max_interval_s.or(file.resolver.max_interval_s),
-        flags.resolver_linger_s.or(file.resolver.linger_s),
-    )?;
+    let resolver = resolver::resolver(file.resolver, flags.resolver)?;
     Ok(Config {
         name,
         data_dir,
@@ -317,46 +292,6 @@ fn check_host_port(key: &'static str, text: &str) -> Result<(), ConfigError> {
         key,
         problem: format!("{text:?} is not the address of a node"),
         remedy: "write host:port, for example server-1:8081, 10.1.0.1:8081 or [fd00::1]:8081",
-    })
-}
-
-/// Clamp of the time between two lookups of a name (see the resolver), seconds.
-const DEFAULT_MIN_INTERVAL_S: u64 = 5;
-const DEFAULT_MAX_INTERVAL_S: u64 = 60;
-/// How long an address outlives its last sighting, seconds.
-const DEFAULT_LINGER_S: u64 = 600;
-const DNS_PORT: u16 = 53;
-
-fn resolver(
-    upstreams: Option<Vec<String>>,
-    min_s: Option<u64>,
-    max_s: Option<u64>,
-    linger_s: Option<u64>,
-) -> Result<ResolverConfig, ConfigError> {
-    let upstreams = upstreams.unwrap_or_default();
-    let upstreams = upstreams.iter().map(|text| upstream(text)).collect::<Result<_, _>>()?;
-    let (min_s, max_s) = (min_s.unwrap_or(DEFAULT_MIN_INTERVAL_S), max_s.unwrap_or(DEFAULT_MAX_INTERVAL_S));
-    if min_s == 0 || min_s > max_s {
-        return Err(ConfigError::Value {
-            key: "resolver.min_interval_s",
-            problem: format!("{min_s} s, with resolver.max_interval_s at {max_s} s"),
-            remedy: "use 1 or more seconds, and not more than resolver.max_interval_s",
-        });
-    }
-    Ok(ResolverConfig {
-        upstreams,
-        min_interval: Duration::from_secs(min_s),
-        max_interval: Duration::from_secs(max_s),
-        linger: Duration::from_secs(linger_s.unwrap_or(DEFAULT_LINGER_S)),
-    })
-}
-
-fn upstream(text: &str) -> Result<SocketAddr, ConfigError> {
-    let bare = || text.parse().map(|ip| SocketAddr::new(ip, DNS_PORT));
-    text.parse().or_else(|_| bare()).map_err(|_: std::net::AddrParseError| ConfigError::Value {
-        key: "resolver.upstreams",
-        problem: format!("{text:?} is not the address of a DNS server"),
-        remedy: "write IP:port or IP, for example 10.1.0.53:53",
     })
 }
 

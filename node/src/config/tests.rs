@@ -1,5 +1,7 @@
 //! What a configuration may say, and what is answered when it may not.
 
+use std::time::Duration;
+
 use clap::Parser;
 
 use super::*;
@@ -10,7 +12,14 @@ listen: { api: "127.0.0.1:1", feed: "127.0.0.1:2", raft: "127.0.0.1:3" }
 cluster: { advertise: "10.1.0.1:8081", peers: ["10.1.0.2:8081", "10.1.0.1:8081"], snapshot_after_entries: 500, entries_kept: 0 }
 tls: { dir: /tls, check_interval_s: 2, renewal_interval_s: 60, verify_peer_names: false }
 auth: { admin_token_file: /token }
-resolver: { upstreams: ["10.1.0.53:53", "fd00::53"], min_interval_s: 1, max_interval_s: 2, linger_s: 3 }
+resolver:
+  upstreams: ["10.1.0.53:53", "fd00::53", "tls://1.1.1.1#one.example"]
+  zones: [{ domain: Corp.example., upstreams: ["10.9.0.53", "https://10.9.0.54/q#dns.corp.example"] }]
+  ca_file: /ca.pem
+  min_interval_s: 1
+  max_interval_s: 2
+  linger_s: 3
+  questions_per_second: 4
 "#;
 
 fn load(text: &str, flags: &[&str]) -> Result<Config, String> {
@@ -29,7 +38,13 @@ fn a_whole_file_fills_every_value() {
     assert_eq!(config.peers, ["10.1.0.1:8081", "10.1.0.2:8081"], "sorted");
     assert_eq!((config.tuning.snapshot_after_entries, config.tuning.entries_kept), (500, 0));
     assert_eq!(config.tls.dir, Path::new("/tls"));
-    assert_eq!(config.resolver.upstreams[1], "[fd00::53]:53".parse().unwrap());
+    assert_eq!(config.resolver.upstreams[1].to_string(), "[fd00::53]:53");
+    assert_eq!(config.resolver.upstreams[2].to_string(), "tls://1.1.1.1:853");
+    let zone = &config.resolver.zones[0];
+    assert_eq!(zone.domain.to_string(), "corp.example");
+    assert_eq!(zone.upstreams[1].to_string(), "https://10.9.0.54:443/q");
+    assert_eq!(config.resolver.ca_file.as_deref(), Some(Path::new("/ca.pem")));
+    assert_eq!(config.resolver.questions_per_second, 4);
     assert_eq!(config.resolver.linger, Duration::from_secs(3));
 }
 
@@ -64,6 +79,14 @@ fn a_wrong_value_names_its_key_and_what_would_be_right() {
         ("cluster: { advertise: 'b', peers: ['b'] }", "cluster.peers", "host:port"),
         ("cluster: { snapshot_after_entries: 9 }", "cluster.snapshot_after_entries", "100 or more"),
         ("resolver: { upstreams: [dns.example] }", "resolver.upstreams", "IP:port"),
+        ("resolver: { upstreams: ['tls://dns.example'] }", "resolver.upstreams", "tls://1.1.1.1:853#"),
+        ("resolver: { upstreams: ['quic://1.1.1.1'] }", "resolver.upstreams", "tls://IP:port"),
+        ("resolver: { zones: [{ domain: '*.a.test', upstreams: [1.1.1.1] }] }", "resolver.zones", "corp.example"),
+        ("resolver: { zones: [{ domain: a.test, upstreams: [] }] }", "resolver.zones", "at least one"),
+        ("resolver: { zones: [{ domain: a.test, upstreams: [b] }] }", "resolver.zones", "IP:port"),
+        ("resolver: { zones: [{ domain: a.test, upstreams: [1.1.1.1], ttl: 1 }] }", "ttl", "unknown field"),
+        ("resolver: { zones: [{ domain: a.test }] }", "upstreams", "missing field"),
+        ("resolver: { questions_per_second: 0 }", "resolver.questions_per_second", "1 or more"),
         ("resolver: { min_interval_s: 0 }", "resolver.min_interval_s", "1 or more"),
         ("node: { name: 'a b' }", "node.name", "letters"),
     ];

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use allowlist::DomainName;
 
-/// Most upstreams one cluster may ask; [`UpstreamSet`] has a bit for each.
+/// Most upstreams one name may be asked of; [`UpstreamSet`] has a bit for each.
 pub const MAX_UPSTREAMS: usize = 16;
 
 /// The two kinds of addresses, asked for independently of each other.
@@ -67,6 +67,9 @@ pub enum Failure {
     /// It could not be reached, or what it sent was not DNS.
     #[error("{0}")]
     Transport(String),
+    /// It was not asked, because it has not answered for a while.
+    #[error("not asked: it does not answer, and is only probed until it does")]
+    Skipped,
 }
 
 /// A set of upstreams, by their place in the settings.

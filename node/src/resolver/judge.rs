@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use allowlist::{DomainName, Refusal, class};
@@ -66,7 +67,7 @@ pub struct Rules {
     /// How long an address outlives its last sighting.
     pub linger: Duration,
     /// Names of the upstreams, in the order of the settings.
-    pub upstreams: Vec<String>,
+    pub upstreams: Arc<[String]>,
     /// The cluster has agreed to tell of names with public and refused answers ([`NameStatus::Mixed`]).
     pub tells_mixed: bool,
 }
@@ -374,7 +375,7 @@ impl FamilyMemory {
     }
 
     fn stale(&self, answers: &[Answer], rules: &Rules, at: Moment) -> NameStatus {
-        let error = answers.iter().zip(&rules.upstreams).find_map(|(answer, upstream)| match answer {
+        let error = answers.iter().zip(rules.upstreams.iter()).find_map(|(answer, upstream)| match answer {
             Answer::Failed(failure) => Some(format!("{upstream}: {failure}")),
             Answer::Addresses { .. } | Answer::Nothing { .. } => None,
         });

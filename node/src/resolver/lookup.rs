@@ -1,20 +1,21 @@
-//! Asks one upstream for one family of one name: UDP, TCP when the answer was truncated, aliases followed.
+//! Asks one upstream for one family of one name, aliases followed.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use allowlist::DomainName;
-use futures_util::{Stream, StreamExt};
-use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, Query, ResponseCode};
+use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::tcp::TcpClientStream;
-use hickory_resolver::net::udp::UdpClientStream;
-use hickory_resolver::net::xfer::DnsRequestSender;
-use hickory_resolver::net::{DnsHandle, NetError};
+use tokio::time::Instant;
 
 use super::answer::{Answer, Failure, Family};
+use super::breaker::{Admission, Breaker, Turn};
+use super::endpoint::Endpoint;
+use super::pace::Pace;
+use super::trust::Trust;
+use super::wire::Wire;
 
 /// Most aliases (CNAME) in a row that are followed.
 pub const MAX_ALIASES: usize = 16;
@@ -25,18 +26,32 @@ pub const MAX_TTL: Duration = Duration::from_hours(24);
 /// RFC 2181 section 8: a TTL is a number of 31 bits, and one above counts as zero.
 const LARGEST_TTL_S: u32 = (1 << 31) - 1;
 
-/// How often a question is sent over UDP before the upstream counts as silent.
-const SENDS_PER_QUESTION: u8 = 3;
 /// A lookup may ask several questions (aliases, TCP); this many times one question's patience bounds them all.
 const QUESTIONS_OF_PATIENCE: u32 = 4;
 
-/// A recursive DNS server that is asked.
+/// A recursive DNS server that is asked. Clones are the same one: they share its connection, its pace, and what is known
+/// of its health.
 #[derive(Clone)]
-pub struct Upstream {
-    address: SocketAddr,
+pub struct Upstream(Arc<Server>);
+
+struct Server {
     name: String,
-    timeout: Duration,
-    provider: TokioRuntimeProvider,
+    wire: Wire,
+    patience: Duration,
+    started: Instant,
+    pace: Mutex<Pace>,
+    /// Whoever holds it is next to ask; the others wait in line.
+    turn: tokio::sync::Mutex<()>,
+    breaker: Mutex<Breaker>,
+}
+
+/// What an upstream is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// How long it has to answer a question.
+    pub timeout: Duration,
+    /// Most questions a second.
+    pub questions_per_second: u32,
 }
 
 /// An answer and what it cost.
@@ -46,29 +61,100 @@ pub struct Lookup {
     pub answer: Answer,
     /// Questions put to it.
     pub questions: u32,
+    /// Time from the first question to the answer; without waiting for its pace.
+    pub took: Duration,
 }
 
 impl Upstream {
-    /// An upstream at `address` that has `timeout` to answer a question.
-    pub fn new(address: SocketAddr, timeout: Duration) -> Self {
-        Self { address, name: address.to_string(), timeout, provider: TokioRuntimeProvider::new() }
+    /// The upstream at `endpoint`, whose certificate, if it has one, is judged by `trust`.
+    pub fn new(endpoint: Endpoint, bounds: Bounds, trust: &Trust) -> Self {
+        Self(Arc::new(Server {
+            name: endpoint.to_string(),
+            wire: Wire::new(endpoint, bounds.timeout, trust),
+            patience: bounds.timeout * QUESTIONS_OF_PATIENCE,
+            started: Instant::now(),
+            pace: Mutex::new(Pace::new(bounds.questions_per_second, Duration::ZERO)),
+            turn: tokio::sync::Mutex::default(),
+            breaker: Mutex::default(),
+        }))
     }
 
-    /// Its address and port as text: how it is named in the replicated state, logs and metrics.
+    /// How it is named in the replicated state, logs and metrics; see [`Endpoint`].
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
-    /// Asks for the addresses of `domain` in `family`. Never fails: a failure is an answer too.
+    /// False while it does not answer and is only probed.
+    pub fn is_up(&self) -> bool {
+        self.breaker().is_up()
+    }
+
+    /// Asks for the addresses of `domain` in `family`, as soon as its pace allows. Never fails: a failure is an answer
+    /// too, and comes at once while the upstream is down.
     pub async fn lookup(&self, domain: &DomainName, family: Family) -> Lookup {
+        let admission = self.breaker().admit(self.0.started.elapsed());
+        match admission {
+            Admission::Ask => self.ask(domain, family).await,
+            Admission::Skip => Lookup::skipped(),
+            Admission::Probe => {
+                // Nobody waits for it; its own patience ends it.
+                let (upstream, domain) = (self.clone(), domain.clone());
+                tokio::spawn(async move { upstream.put(&domain, family).await });
+                Lookup::skipped()
+            }
+        }
+    }
+
+    async fn ask(&self, domain: &DomainName, family: Family) -> Lookup {
+        self.wait_for_turn().await;
+        // It may have gone down meanwhile.
+        if self.is_up() { self.put(domain, family).await } else { Lookup::skipped() }
+    }
+
+    async fn wait_for_turn(&self) {
+        let _turn = self.0.turn.lock().await;
+        loop {
+            let opens_at = {
+                let mut pace = self.pace();
+                if pace.is_open(self.0.started.elapsed()) {
+                    return pace.spend(1);
+                }
+                pace.opens_at()
+            };
+            tokio::time::sleep_until(self.0.started + opens_at).await;
+        }
+    }
+
+    async fn put(&self, domain: &DomainName, family: Family) -> Lookup {
         let mut questions = 0;
-        let patience = self.timeout * QUESTIONS_OF_PATIENCE;
-        let answer = match tokio::time::timeout(patience, self.follow(domain, family, &mut questions)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(failure)) => Answer::Failed(failure),
-            Err(_) => Answer::Failed(Failure::Timeout),
+        let asked = Instant::now();
+        let answer =
+            match tokio::time::timeout(self.0.patience, self.follow(domain, family, &mut questions)).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(failure)) => Answer::Failed(failure),
+                Err(_) => Answer::Failed(Failure::Timeout),
+            };
+        self.take_note(&answer);
+        // The first one is paid for; the rest is a debt that holds up who comes next.
+        self.pace().spend(questions.saturating_sub(1));
+        Lookup { answer, questions, took: asked.elapsed() }
+    }
+
+    fn take_note(&self, answer: &Answer) {
+        let turn = match answer {
+            Answer::Failed(Failure::Timeout | Failure::Transport(_)) => {
+                self.breaker().unanswered(self.0.started.elapsed())
+            }
+            Answer::Failed(Failure::Skipped) => None,
+            Answer::Addresses { .. } | Answer::Nothing { .. } | Answer::Failed(_) => self.breaker().answered(),
         };
-        Lookup { answer, questions }
+        match (turn, answer) {
+            (Some(Turn::Down), Answer::Failed(failure)) => {
+                tracing::warn!(upstream = self.name(), %failure, "DNS server does not answer; until it does, it is only probed");
+            }
+            (Some(Turn::Down), _) | (None, _) => {}
+            (Some(Turn::Up), _) => tracing::info!(upstream = self.name(), "DNS server answers again"),
+        }
     }
 
     async fn follow(
@@ -78,9 +164,12 @@ impl Upstream {
         questions: &mut u32,
     ) -> Result<Answer, Failure> {
         let mut path = Path::from(domain)?;
+        let kind = match family {
+            Family::V4 => RecordType::A,
+            Family::V6 => RecordType::AAAA,
+        };
         loop {
-            *questions += 1;
-            let response = self.ask(path.end(), family, questions).await?;
+            let response = self.0.wire.ask(path.end(), kind, questions).await?;
             match path.read(&response, family)? {
                 Step::Addresses(addresses) => {
                     return Ok(Answer::Addresses { addresses, chain: path.into_chain() });
@@ -91,51 +180,24 @@ impl Upstream {
         }
     }
 
-    async fn ask(&self, name: &Name, family: Family, questions: &mut u32) -> Result<DnsResponse, Failure> {
-        let kind = match family {
-            Family::V4 => RecordType::A,
-            Family::V6 => RecordType::AAAA,
-        };
-        let mut options = DnsRequestOptions::default();
-        options.retry_interval = self.timeout / u32::from(SENDS_PER_QUESTION);
-        let request = DnsRequest::from_query(Query::query(name.clone(), kind), options);
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.0.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-        // Each send has a socket and a random port of its own, so that answers are hard to forge.
-        let mut udp = UdpClientStream::builder(self.address, self.provider.clone())
-            .with_timeout(Some(self.timeout))
-            .with_max_retries(SENDS_PER_QUESTION)
-            .with_os_port_selection(true)
-            .build();
-        let response = first(udp.send_message(request.clone())).await?;
-        if !response.metadata.truncation {
-            return Ok(response);
-        }
-        *questions += 1;
-        let connection =
-            TcpClientStream::exchange(self.address, None, self.timeout, None, self.provider.clone());
-        let tcp = tokio::time::timeout(self.timeout, connection)
-            .await
-            .map_err(|_| Failure::Timeout)?
-            .map_err(|error| Failure::Transport(format!("ask over TCP: {error}")))?;
-        tokio::time::timeout(self.timeout, first(tcp.send(request))).await.map_err(|_| Failure::Timeout)?
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lookup {
+    fn skipped() -> Self {
+        Self { answer: Answer::Failed(Failure::Skipped), questions: 0, took: Duration::ZERO }
     }
 }
 
 impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Upstream({})", self.name)
-    }
-}
-
-async fn first<S>(mut responses: S) -> Result<DnsResponse, Failure>
-where
-    S: Stream<Item = Result<DnsResponse, NetError>> + Unpin,
-{
-    match responses.next().await {
-        Some(Ok(response)) => Ok(response),
-        Some(Err(error)) => Err(Failure::Transport(error.to_string())),
-        // This is how hickory says that the time is over.
-        None => Err(Failure::Timeout),
+        write!(f, "Upstream({})", self.0.name)
     }
 }
 

@@ -7,6 +7,7 @@ use raft_store::state::State;
 
 use super::Standing;
 use super::answer::{Answer, Failure};
+use super::lookup::Upstream;
 
 /// Bounds of the histogram of answering times, seconds: from a cache next door to the patience for one name.
 const LOOKUP_SECONDS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 8.0];
@@ -15,12 +16,14 @@ const LOOKUP_SECONDS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// Answers of single upstreams by `upstream` and `result`: `addresses`, `nothing`, `servfail`, `refused`, `timeout`,
-    /// `failed` for everything else.
+    /// `skipped` while it is down, `failed` for everything else.
     pub lookups: IntCounterVec,
     /// How long they took, by `upstream`.
     pub lookup_seconds: HistogramVec,
     /// Rounds over a name (both families, all upstreams) by `result`: `changed`, `unchanged`.
     pub rounds: IntCounterVec,
+    /// Whether an `upstream` answers (1) or is only probed until it does (0); absent on nodes that do not lead.
+    pub upstreams_up: IntGaugeVec,
     /// Names of the list by `state`; zero on nodes that do not lead.
     pub names: IntGaugeVec,
     /// Addresses that were refused because they are not public.
@@ -48,6 +51,13 @@ impl Metrics {
                 &["upstream", "result"],
             )?,
             lookup_seconds: HistogramVec::new(seconds, &["upstream"])?,
+            upstreams_up: IntGaugeVec::new(
+                Opts::new(
+                    "outputguard_dns_upstream_up",
+                    "Whether a DNS server answers, or is only probed until it does; absent unless leader.",
+                ),
+                &["upstream"],
+            )?,
             rounds: counters(
                 "outputguard_dns_rounds_total",
                 "Rounds over a name: both families, all upstreams.",
@@ -76,6 +86,7 @@ impl Metrics {
         registry.register(Box::new(self.lookups.clone()))?;
         registry.register(Box::new(self.lookup_seconds.clone()))?;
         registry.register(Box::new(self.rounds.clone()))?;
+        registry.register(Box::new(self.upstreams_up.clone()))?;
         registry.register(Box::new(self.names.clone()))?;
         registry.register(Box::new(self.refused_addresses.clone()))?;
         registry.register(Box::new(self.failed_writes.clone()))
@@ -83,11 +94,19 @@ impl Metrics {
 
     pub(super) fn count_answer(&self, upstream: &str, answer: &Answer, took: Duration) {
         self.lookups.with_label_values(&[upstream, result_of(answer)]).inc();
-        self.lookup_seconds.with_label_values(&[upstream]).observe(took.as_secs_f64());
+        if *answer != Answer::Failed(Failure::Skipped) {
+            self.lookup_seconds.with_label_values(&[upstream]).observe(took.as_secs_f64());
+        }
     }
 
     pub(super) fn count_round(&self, changed: bool) {
         self.rounds.with_label_values(&[if changed { "changed" } else { "unchanged" }]).inc();
+    }
+
+    pub(super) fn show_upstreams(&self, upstreams: &[Upstream]) {
+        for upstream in upstreams {
+            self.upstreams_up.with_label_values(&[upstream.name()]).set(upstream.is_up().into());
+        }
     }
 
     pub(super) fn show_names(&self, state: &State) {
@@ -112,6 +131,7 @@ fn result_of(answer: &Answer) -> &'static str {
         Answer::Addresses { .. } => "addresses",
         Answer::Nothing { .. } => "nothing",
         Answer::Failed(Failure::Timeout) => "timeout",
+        Answer::Failed(Failure::Skipped) => "skipped",
         Answer::Failed(Failure::Code(code)) if code == "SERVFAIL" => "servfail",
         Answer::Failed(Failure::Code(code)) if code == "REFUSED" => "refused",
         Answer::Failed(_) => "failed",

@@ -1,12 +1,15 @@
 //! Resolves the domains of the list, on the leader only.
 //!
-//! Map, in the order a name passes through: [`schedule`] says which name is due, [`pace`] bounds the rate of
-//! questions, [`lookup`] asks every upstream, [`answer`] is what they said, [`judge`] compares it with the replicated
-//! state, and `term` ties them together for as long as this node leads. [`standing`] and [`record`] tell people how a
-//! name stands and how its lookups go. The resolver writes as everybody does: it
-//! proposes commands. Wildcards are not resolved here.
+//! Map, in the order a name passes through: [`schedule`] says which name is due, `upstreams` whom it is asked of
+//! ([`zone`]: some domains have their own), [`lookup`] asks one of them: [`breaker`] leaves out who does not answer,
+//! [`pace`] bounds the rate of questions, `wire` carries them to an [`endpoint`] whose certificate [`trust`] judges.
+//! [`answer`] is what they said, [`judge`] compares it with the replicated state, and `term` ties them together for as
+//! long as this node leads. [`standing`] and [`record`] tell people how a name stands and how its lookups go. The resolver
+//! writes as everybody does: it proposes commands. Wildcards are not resolved here.
 
 pub mod answer;
+pub mod breaker;
+pub mod endpoint;
 pub mod judge;
 pub mod lookup;
 pub mod metrics;
@@ -15,8 +18,13 @@ pub mod record;
 pub mod schedule;
 pub mod standing;
 mod term;
+pub mod trust;
+mod upstreams;
+mod wire;
+pub mod zone;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hickory_resolver::config::ProtocolConfig;
@@ -24,10 +32,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use answer::MAX_UPSTREAMS;
-use lookup::Upstream;
+use endpoint::Endpoint;
 pub use metrics::Metrics;
 pub use record::{LookupError, NameLookups, Record};
 pub use standing::Standing;
+use trust::TrustError;
+use upstreams::Upstreams;
+pub use upstreams::MAX_ZONES;
+use zone::ZoneName;
 
 /// The actor in the audit log behind what DNS changed.
 pub const ACTOR: &str = "resolver";
@@ -36,7 +48,11 @@ pub const ACTOR: &str = "resolver";
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Recursive DNS servers, all of them asked; empty for those of the system (`/etc/resolv.conf`).
-    pub upstreams: Vec<SocketAddr>,
+    pub upstreams: Vec<Endpoint>,
+    /// Domains whose names are asked of servers of their own, and only of those; the longest one that fits counts.
+    pub zones: Vec<ZoneSettings>,
+    /// PEM file with the CAs that encrypted upstreams are checked against; none for those of the system.
+    pub ca_file: Option<PathBuf>,
     /// Shortest time between two lookups of a name, however short its TTL.
     pub min_interval: Duration,
     /// Longest time between two lookups of a name, however long its TTL.
@@ -47,14 +63,25 @@ pub struct Settings {
     pub timeout: Duration,
     /// Most names looked up at the same time; each needs up to two sockets for every upstream.
     pub max_lookups: usize,
-    /// Most questions a second, all upstreams together.
+    /// Most questions a second to each upstream.
     pub questions_per_second: u32,
+}
+
+/// The upstreams of one domain and what lies below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZoneSettings {
+    /// Where the zone begins.
+    pub domain: ZoneName,
+    /// All of them are asked; at least one.
+    pub upstreams: Vec<Endpoint>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             upstreams: Vec::new(),
+            zones: Vec::new(),
+            ca_file: None,
             min_interval: Duration::from_secs(5),
             max_interval: Duration::from_secs(60),
             linger: Duration::from_secs(600),
@@ -72,8 +99,25 @@ pub enum SettingsError {
     #[error("read the system's DNS servers from /etc/resolv.conf: {0}; name some in resolver.upstreams")]
     System(String),
     /// Too many to ask.
-    #[error("resolver.upstreams names {0} servers, at most {MAX_UPSTREAMS} can be asked")]
-    TooManyUpstreams(usize),
+    #[error("{key} names {count} servers, at most {MAX_UPSTREAMS} can be asked for one name")]
+    TooManyUpstreams {
+        /// Where.
+        key: &'static str,
+        /// How many.
+        count: usize,
+    },
+    /// Too many domains have their own.
+    #[error("resolver.zones names {0} domains, at most {MAX_ZONES} may have upstreams of their own")]
+    TooManyZones(usize),
+    /// Names below it could never be resolved.
+    #[error("resolver.zones names no upstreams for {0}; name at least one, or leave the zone out")]
+    EmptyZone(String),
+    /// It is not clear which servers are meant.
+    #[error("resolver.zones names {0} twice; put all its upstreams into one list")]
+    ZoneTwice(String),
+    /// Encrypted upstreams could not be checked.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The bounds exclude each other.
     #[error(
         "resolver.min_interval_s ({min:?}) must be above zero and at most resolver.max_interval_s ({max:?})"
@@ -90,7 +134,7 @@ pub enum SettingsError {
 #[derive(Debug)]
 pub struct Resolver {
     settings: Settings,
-    upstreams: Vec<Upstream>,
+    upstreams: Upstreams,
     metrics: Metrics,
     record: Record,
 }
@@ -105,15 +149,9 @@ impl Resolver {
         if min.is_zero() || min > max {
             return Err(SettingsError::Intervals { min, max });
         }
-        let mut addresses =
-            if settings.upstreams.is_empty() { system_upstreams()? } else { settings.upstreams.clone() };
-        let mut known = std::collections::BTreeSet::new();
-        addresses.retain(|address| known.insert(*address));
-        if addresses.len() > MAX_UPSTREAMS {
-            return Err(SettingsError::TooManyUpstreams(addresses.len()));
-        }
-        let upstreams =
-            addresses.into_iter().map(|address| Upstream::new(address, settings.timeout)).collect();
+        let system = if settings.upstreams.is_empty() { system_upstreams()? } else { Vec::new() };
+        let general = if settings.upstreams.is_empty() { &system } else { &settings.upstreams };
+        let upstreams = Upstreams::new(general, &settings)?;
         Ok(Self { settings, upstreams, metrics, record: Record::default() })
     }
 
@@ -130,7 +168,7 @@ impl Resolver {
                     return;
                 },
             }
-            tracing::info!(upstreams = ?self.upstreams, "this node leads; resolving the domains of the list");
+            tracing::info!(upstreams = ?self.upstreams.all(), "this node leads; resolving the domains of the list");
             let lost = async { leadership.wait_for(|leads| !*leads).await.is_err() };
             let gone = tokio::select! {
                 () = shutdown.cancelled() => true,
@@ -139,6 +177,7 @@ impl Resolver {
             };
             self.metrics.show_no_names();
             self.record.retain(|_| false);
+            self.metrics.upstreams_up.reset();
             if gone {
                 return;
             }
@@ -168,7 +207,7 @@ pub enum RunError {
     Metrics(#[from] prometheus::Error),
 }
 
-fn system_upstreams() -> Result<Vec<SocketAddr>, SettingsError> {
+fn system_upstreams() -> Result<Vec<Endpoint>, SettingsError> {
     let (config, _) = hickory_resolver::system_conf::read_system_conf()
         .map_err(|error| SettingsError::System(error.to_string()))?;
     let upstreams = config.name_servers().iter().filter_map(|server| {
@@ -176,7 +215,7 @@ fn system_upstreams() -> Result<Vec<SocketAddr>, SettingsError> {
             .connections
             .iter()
             .find(|connection| matches!(connection.protocol, ProtocolConfig::Udp))?;
-        Some(SocketAddr::new(server.ip, udp.port))
+        Some(SocketAddr::new(server.ip, udp.port).into())
     });
     Ok(upstreams.collect())
 }

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use super::answer::Family;
 use super::judge::{Memory, Moment, Round, Rules, judge};
 use super::lookup::{Lookup, Upstream};
-use super::pace::Pace;
 use super::schedule::{AskAgain, Intervals, Schedule, Turn};
 use super::{ACTOR, Resolver};
 use crate::cluster::{self, Cluster, WriteError};
@@ -76,9 +75,7 @@ struct Term<'a> {
     led: cluster::Term,
     reader: StateReader,
     started: Instant,
-    rules: Rules,
     schedule: Schedule,
-    pace: Pace,
     memories: HashMap<DomainName, Memory>,
     /// Every change up to this revision is in the schedule.
     followed: Revision,
@@ -93,7 +90,6 @@ struct Term<'a> {
 struct Looked {
     turn: Turn,
     round: Round,
-    questions: u32,
 }
 
 struct Found {
@@ -105,16 +101,13 @@ struct Found {
 impl<'a> Term<'a> {
     fn begin(resolver: &'a Resolver, cluster: &'a Cluster, led: cluster::Term) -> Self {
         let settings = &resolver.settings;
-        let upstreams = resolver.upstreams.iter().map(|upstream| upstream.name().to_owned()).collect();
         let mut term = Self {
             resolver,
             cluster,
             led,
             reader: cluster.reader().clone(),
             started: Instant::now(),
-            rules: Rules { linger: settings.linger, upstreams, tells_mixed: false },
             schedule: Schedule::new(Intervals { min: settings.min_interval, max: settings.max_interval }),
-            pace: Pace::new(settings.questions_per_second, Duration::ZERO),
             memories: HashMap::new(),
             followed: 0,
             counted: None,
@@ -181,49 +174,40 @@ impl<'a> Term<'a> {
     fn start_lookups(&mut self) -> Option<Instant> {
         while self.lookups.len() < self.resolver.settings.max_lookups {
             let now = self.started.elapsed();
-            if !self.pace.is_open(now) {
-                return Some(self.started + self.pace.opens_at());
-            }
             let Some(turn) = self.schedule.take(now) else {
                 return self.schedule.next_due().map(|due| self.started + due);
             };
-            self.pace.spend(self.usual_questions());
-            let (started, upstreams) = (self.started, self.resolver.upstreams.clone());
+            let started = self.started;
+            let upstreams = self.resolver.upstreams.of(&turn.name).upstreams.clone();
             let metrics = self.resolver.metrics.clone();
             self.lookups.spawn(async move {
                 let (v4, v6) = tokio::join!(
                     ask_all(&upstreams, &turn.name, Family::V4),
                     ask_all(&upstreams, &turn.name, Family::V6),
                 );
-                for (upstream, (lookup, took)) in upstreams.iter().zip(&v4).chain(upstreams.iter().zip(&v6)) {
-                    metrics.count_answer(upstream.name(), &lookup.answer, *took);
+                for (upstream, lookup) in upstreams.iter().zip(&v4).chain(upstreams.iter().zip(&v6)) {
+                    metrics.count_answer(upstream.name(), &lookup.answer, lookup.took);
                 }
-                let questions = v4.iter().chain(&v6).map(|(lookup, _)| lookup.questions).sum();
-                let answers = |lookups: Vec<(Lookup, Duration)>| {
-                    lookups.into_iter().map(|(lookup, _)| lookup.answer).collect()
-                };
+                let answers =
+                    |lookups: Vec<Lookup>| lookups.into_iter().map(|lookup| lookup.answer).collect();
                 let round = Round { at: moment(started), v4: answers(v4), v6: answers(v6) };
-                Looked { turn, round, questions }
+                Looked { turn, round }
             });
         }
         None
     }
 
-    /// What a lookup asks when it meets neither aliases that need another question nor truncation.
-    fn usual_questions(&self) -> u32 {
-        u32::try_from(self.resolver.upstreams.len() * Family::BOTH.len()).unwrap_or(u32::MAX)
-    }
-
-    fn weigh(&mut self, Looked { turn, round, questions }: Looked) {
-        self.pace.spend(questions.saturating_sub(self.usual_questions()));
+    fn weigh(&mut self, Looked { turn, round }: Looked) {
         let state = self.reader.state();
         let Some(stored) = state.resolutions().get(&turn.name).filter(|_| self.schedule.holds(&turn)) else {
             return;
         };
-        self.resolver.record.heard(&turn.name, &round, &self.rules.upstreams);
+        let group = self.resolver.upstreams.of(&turn.name);
+        self.resolver.record.heard(&turn.name, &round, &group.rules.upstreams);
         let memory = self.memories.entry(turn.name.clone()).or_default();
-        self.rules.tells_mixed = state.features() >= FeatureLevel::MIXED_NAMES;
-        let verdict = judge(&round, stored, memory, &self.rules);
+        let rules =
+            Rules { tells_mixed: state.features() >= FeatureLevel::MIXED_NAMES, ..group.rules.clone() };
+        let verdict = judge(&round, stored, memory, &rules);
         let metrics = &self.resolver.metrics;
         metrics.count_round(verdict.update.is_some());
         metrics.refused_addresses.inc_by(verdict.refused.try_into().unwrap_or(u64::MAX));
@@ -280,6 +264,7 @@ impl<'a> Term<'a> {
     }
 
     fn count_names(&mut self) {
+        self.resolver.metrics.show_upstreams(self.resolver.upstreams.all());
         let state = self.reader.state();
         if self.counted.replace(state.revision()) != Some(state.revision()) {
             self.resolver.metrics.show_names(&state);
@@ -293,12 +278,8 @@ fn shortest_ttl(resolution: &Resolution) -> Option<Duration> {
 }
 
 /// What each said, and how long it took.
-async fn ask_all(upstreams: &[Upstream], name: &DomainName, family: Family) -> Vec<(Lookup, Duration)> {
-    join_all(upstreams.iter().map(async |upstream| {
-        let asked = Instant::now();
-        (upstream.lookup(name, family).await, asked.elapsed())
-    }))
-    .await
+async fn ask_all(upstreams: &[Upstream], name: &DomainName, family: Family) -> Vec<Lookup> {
+    join_all(upstreams.iter().map(|upstream| upstream.lookup(name, family))).await
 }
 
 fn tell(name: &DomainName, update: &ResolutionUpdate, revision: Revision) {

@@ -18,7 +18,7 @@ async fn resolve_in_vain(nodes: &[&Cluster]) -> UdpSocket {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for node in nodes {
         let settings = Settings {
-            upstreams: vec![silent.local_addr().unwrap()],
+            upstreams: vec![silent.local_addr().unwrap().into()],
             timeout: Duration::from_millis(100),
             ..Settings::default()
         };

@@ -32,6 +32,8 @@ pub(crate) enum Behaviour {
     Referral,
     /// Says nothing at all.
     Silent,
+    /// As `Records` to those who leave EDNS out; FORMERR to all others, as servers older than EDNS say.
+    NoEdns { addresses: Vec<IpAddr>, ttl: u32 },
 }
 
 /// The running server. Its tasks end with the test's runtime.
@@ -53,9 +55,14 @@ struct Handler(Arc<Zone>);
 
 impl Authority {
     pub(crate) async fn start() -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// On a port that was some other server's.
+    pub(crate) async fn start_at(address: SocketAddr) -> Self {
         let zone = Arc::new(Zone::default());
         let mut server = hickory_server::Server::new(Handler(Arc::clone(&zone)));
-        let tcp = TcpListener::bind("127.0.0.1:0").await.expect("bind a TCP port");
+        let tcp = TcpListener::bind(address).await.expect("bind a TCP port");
         let address = tcp.local_addr().expect("a bound port");
         let udp = UdpSocket::bind(address).await.expect("bind the same UDP port");
         server.register_socket(udp);
@@ -99,7 +106,7 @@ struct Response {
 }
 
 impl Zone {
-    fn answer(&self, asked: &Name, kind: RecordType) -> Option<Response> {
+    fn answer(&self, asked: &Name, kind: RecordType, edns: bool) -> Option<Response> {
         let names = self.names.lock().expect("zone");
         let mut response = Response { authoritative: true, ..Response::default() };
         let mut name = asked.clone();
@@ -130,7 +137,13 @@ impl Zone {
                     response.authorities.push(record(60, RData::NS(NS(parse("ns.elsewhere.test")))));
                     return Some(response);
                 }
-                Some(Behaviour::Records { addresses: all, ttl }) => {
+                Some(Behaviour::NoEdns { .. }) if edns => {
+                    response.code = Some(ResponseCode::FormErr);
+                    return Some(response);
+                }
+                Some(
+                    Behaviour::Records { addresses: all, ttl } | Behaviour::NoEdns { addresses: all, ttl },
+                ) => {
                     response.answers.extend(addresses(all, *ttl));
                     if response.answers.is_empty() || response.answers.iter().all(|a| a.record_type() != kind)
                     {
@@ -179,7 +192,7 @@ impl RequestHandler for Handler {
         let key = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
         *self.0.questions.lock().expect("zone").entry((key, kind)).or_default() += 1;
         let mut metadata = Metadata::response_from_request(&request.metadata);
-        let Some(response) = self.0.answer(&name, kind) else {
+        let Some(response) = self.0.answer(&name, kind, request.edns.is_some()) else {
             return hickory_proto::op::Header { metadata, counts: HeaderCounts::default() }.into();
         };
         if request.protocol() == Protocol::Tcp {

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use node::resolver::answer::{Answer, Failure, Family};
-use node::resolver::lookup::{MAX_ALIASES, Upstream};
+use node::resolver::lookup::MAX_ALIASES;
 
 use crate::authority::{Authority, Behaviour};
+use crate::plain;
 
 async fn ask(authority: &Authority, name: &str, family: Family) -> Answer {
-    let upstream = Upstream::new(authority.address, Duration::from_secs(5));
-    upstream.lookup(&name.parse().expect("a domain name"), family).await.answer
+    plain(authority.address, Duration::from_secs(5)).lookup(&name.parse().expect("a domain name"), family).await.answer
 }
 
 fn addresses(answer: &Answer) -> Vec<(String, u32)> {
@@ -90,7 +90,7 @@ async fn an_upstream_that_only_refers_elsewhere_has_failed() {
 async fn a_silent_upstream_is_asked_again_and_then_times_out() {
     let authority = Authority::start().await;
     authority.set("api.example.test", Behaviour::Silent);
-    let upstream = Upstream::new(authority.address, Duration::from_millis(1_200));
+    let upstream = plain(authority.address, Duration::from_millis(1_200));
     let answer = upstream.lookup(&"api.example.test".parse().expect("a name"), Family::V4).await.answer;
     assert_eq!(answer, Answer::Failed(Failure::Timeout));
     assert!(authority.questions("api.example.test") > 1, "lost packets are sent again");
@@ -102,7 +102,7 @@ async fn a_truncated_answer_is_fetched_over_tcp() {
     let many: Vec<String> = (0..200).map(|n| format!("1.1.1.{n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     authority.set_addresses("big.example.test", &many, 30);
-    let upstream = Upstream::new(authority.address, Duration::from_secs(5));
+    let upstream = plain(authority.address, Duration::from_secs(5));
     let lookup = upstream.lookup(&"big.example.test".parse().expect("a name"), Family::V4).await;
     assert_eq!(addresses(&lookup.answer).len(), 200);
     assert_eq!(lookup.questions, 2);
@@ -186,4 +186,17 @@ async fn rotating_answers_are_passed_on_one_by_one() {
     let first = ask(&authority, "pool.example.test", Family::V4).await;
     let second = ask(&authority, "pool.example.test", Family::V4).await;
     assert_ne!(addresses(&first), addresses(&second));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_edns_is_asked_without_it_from_then_on() {
+    let authority = Authority::start().await;
+    let addresses_there = vec!["1.1.1.1".parse().expect("an address")];
+    authority.set("old.example.test", Behaviour::NoEdns { addresses: addresses_there, ttl: 30 });
+    let upstream = plain(authority.address, Duration::from_secs(5));
+    for questions in [2, 1] {
+        let lookup = upstream.lookup(&"old.example.test".parse().expect("a name"), Family::V4).await;
+        assert_eq!(addresses(&lookup.answer), [("1.1.1.1".to_owned(), 30)]);
+        assert_eq!(lookup.questions, questions);
+    }
 }

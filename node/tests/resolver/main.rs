@@ -3,7 +3,24 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod authority;
+mod encrypted;
+mod health;
 mod leader;
 mod lookup;
 mod names;
+mod relay;
+mod unbound;
 mod week;
+mod zones;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use node::resolver::lookup::{Bounds, Upstream};
+use node::resolver::trust::Trust;
+
+/// An upstream over UDP and TCP whose pace does not matter.
+fn plain(address: SocketAddr, timeout: Duration) -> Upstream {
+    let bounds = Bounds { timeout, questions_per_second: 100_000 };
+    Upstream::new(address.into(), bounds, &Trust::nobody().expect("rustls can be set up"))
+}

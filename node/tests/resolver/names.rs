@@ -16,24 +16,24 @@ use uuid::Uuid;
 use crate::authority::{Authority, Behaviour};
 use crate::leader::Leader;
 
-const DEADLINE: Duration = Duration::from_secs(30);
-const NAME: &str = "api.example.test";
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const NAME: &str = "api.example.test";
 
 /// A leader with a resolver that is in a hurry.
-struct Site {
+pub(crate) struct Site {
     leader: Leader,
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
     resolver: tokio::task::JoinHandle<()>,
 }
 
 impl Site {
-    async fn start(upstreams: &[&Authority]) -> Self {
+    pub(crate) async fn start(upstreams: &[&Authority]) -> Self {
         Self::start_with(upstreams, |_| {}).await
     }
 
-    async fn start_with(upstreams: &[&Authority], change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn start_with(upstreams: &[&Authority], change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings {
-            upstreams: upstreams.iter().map(|authority| authority.address).collect(),
+            upstreams: upstreams.iter().map(|authority| authority.address.into()).collect(),
             min_interval: Duration::from_millis(20),
             max_interval: Duration::from_millis(100),
             linger: Duration::from_secs(600),
@@ -48,7 +48,7 @@ impl Site {
         Self { leader, metrics, resolver }
     }
 
-    fn cluster(&self) -> &Cluster {
+    pub(crate) fn cluster(&self) -> &Cluster {
         self.leader.cluster()
     }
 
@@ -60,7 +60,7 @@ impl Site {
         reply.replies.into_iter().next().expect("one reply for one operation")
     }
 
-    async fn add(&self, name: &str) -> EntryId {
+    pub(crate) async fn add(&self, name: &str) -> EntryId {
         let entry = NewEntry {
             id: EntryId(Uuid::now_v7()),
             target: name.parse::<Target>().expect("a target"),
@@ -97,12 +97,12 @@ impl Site {
         }
     }
 
-    async fn until_addresses(&self, name: &str, wanted: &[&str]) -> Arc<State> {
+    pub(crate) async fn until_addresses(&self, name: &str, wanted: &[&str]) -> Arc<State> {
         self.until(&format!("{name} has {wanted:?}"), |state| addresses(state, name) == wanted).await
     }
 
     /// Ends the node, and with its leadership the resolver.
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.leader.stop().await;
         let ended = tokio::time::timeout(DEADLINE, self.resolver).await;
         ended.expect("the resolver ends with the cluster").expect("without a panic");
@@ -117,13 +117,13 @@ fn domain(name: &str) -> DomainName {
     name.parse().expect("a domain name")
 }
 
-fn addresses(state: &State, name: &str) -> Vec<String> {
+pub(crate) fn addresses(state: &State, name: &str) -> Vec<String> {
     let resolution = state.resolutions().get(&domain(name));
     resolution.map_or_else(Vec::new, |found| found.addresses.keys().map(ToString::to_string).collect())
 }
 
 /// Waits until a name was asked for `more` further times: DNS has been looked at again.
-async fn asked_again(authority: &Authority, name: &str, more: usize) {
+pub(crate) async fn asked_again(authority: &Authority, name: &str, more: usize) {
     let goal = authority.questions(name) + more;
     let wait = async {
         while authority.questions(name) < goal {
@@ -310,7 +310,7 @@ async fn wildcards_and_addresses_are_not_asked_for() {
 async fn the_resolver_ends_on_shutdown() {
     let authority = Authority::start().await;
     let leader = Leader::start().await;
-    let settings = Settings { upstreams: vec![authority.address], ..Settings::default() };
+    let settings = Settings { upstreams: vec![authority.address.into()], ..Settings::default() };
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(node::resolver::run(leader.cluster().clone(), settings, shutdown.clone()));
     shutdown.cancel();
@@ -348,7 +348,7 @@ fn settings_that_cannot_work_are_refused_by_name() {
         matches!(error, SettingsError::Intervals { .. })
             && error.to_string().contains("resolver.min_interval_s")
     );
-    let upstreams = (1..=17_u8).map(|n| SocketAddr::from(([127, 0, 0, n], 53))).collect();
+    let upstreams = (1..=17_u8).map(|n| SocketAddr::from(([127, 0, 0, n], 53)).into()).collect();
     let error = refused(Settings { upstreams, ..Settings::default() });
-    assert!(matches!(error, SettingsError::TooManyUpstreams(17)), "{error}");
+    assert!(matches!(error, SettingsError::TooManyUpstreams { key: "resolver.upstreams", count: 17 }), "{error}");
 }

@@ -18,7 +18,7 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let upstreams = vec!["192.0.2.1:53".to_owned(), "192.0.2.2:53".to_owned()];
-        let rules = Rules { linger: LINGER, upstreams, tells_mixed: true };
+        let rules = Rules { linger: LINGER, upstreams: upstreams.into(), tells_mixed: true };
         Self { stored: Resolution::default(), memory: Memory::default(), rules, now: Duration::ZERO }
     }
 

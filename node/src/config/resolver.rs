@@ -1,0 +1,118 @@
+//! DNS: whom the leader asks, how often, and how long answers hold.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::ConfigError;
+use super::flags::ResolverFlags;
+use crate::resolver::ZoneSettings;
+use crate::resolver::endpoint::Endpoint;
+
+/// How the leader asks DNS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolverConfig {
+    /// Servers to ask; empty for the system's.
+    pub upstreams: Vec<Endpoint>,
+    /// Domains with servers of their own.
+    pub zones: Vec<ZoneSettings>,
+    /// CAs for encrypted servers; none for the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Never ask a name more often.
+    pub min_interval: Duration,
+    /// Ask a name at least this often.
+    pub max_interval: Duration,
+    /// How long an address outlives its last sighting.
+    pub linger: Duration,
+    /// Most questions a second to each server.
+    pub questions_per_second: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ResolverSection {
+    upstreams: Option<Vec<String>>,
+    zones: Vec<ZoneSection>,
+    ca_file: Option<PathBuf>,
+    min_interval_s: Option<u64>,
+    max_interval_s: Option<u64>,
+    linger_s: Option<u64>,
+    questions_per_second: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ZoneSection {
+    domain: String,
+    upstreams: Vec<String>,
+}
+
+/// Clamp of the time between two lookups of a name (see the resolver), seconds.
+const DEFAULT_MIN_INTERVAL_S: u64 = 5;
+const DEFAULT_MAX_INTERVAL_S: u64 = 60;
+/// How long an address outlives its last sighting, seconds.
+const DEFAULT_LINGER_S: u64 = 600;
+/// What each server is asked at most, questions a second.
+const DEFAULT_QUESTIONS_PER_SECOND: u32 = 5_000;
+
+pub(super) fn resolver(file: ResolverSection, flags: ResolverFlags) -> Result<ResolverConfig, ConfigError> {
+    let upstreams = flags.resolver_upstreams.or(file.upstreams).unwrap_or_default();
+    let upstreams = endpoints("resolver.upstreams", &upstreams)?;
+    let zones = file.zones.iter().map(zone).collect::<Result<_, _>>()?;
+    let min_s = flags.resolver_min_interval_s.or(file.min_interval_s).unwrap_or(DEFAULT_MIN_INTERVAL_S);
+    let max_s = flags.resolver_max_interval_s.or(file.max_interval_s).unwrap_or(DEFAULT_MAX_INTERVAL_S);
+    if min_s == 0 || min_s > max_s {
+        return Err(ConfigError::Value {
+            key: "resolver.min_interval_s",
+            problem: format!("{min_s} s, with resolver.max_interval_s at {max_s} s"),
+            remedy: "use 1 or more seconds, and not more than resolver.max_interval_s",
+        });
+    }
+    let rate = flags.resolver_questions_per_second.or(file.questions_per_second);
+    let questions_per_second = rate.unwrap_or(DEFAULT_QUESTIONS_PER_SECOND);
+    if questions_per_second == 0 {
+        return Err(ConfigError::Value {
+            key: "resolver.questions_per_second",
+            problem: "0, so that no name could be resolved".to_owned(),
+            remedy: "use 1 or more, or leave it out for the default",
+        });
+    }
+    let linger_s = flags.resolver_linger_s.or(file.linger_s).unwrap_or(DEFAULT_LINGER_S);
+    Ok(ResolverConfig {
+        upstreams,
+        zones,
+        ca_file: flags.resolver_ca_file.or(file.ca_file),
+        min_interval: Duration::from_secs(min_s),
+        max_interval: Duration::from_secs(max_s),
+        linger: Duration::from_secs(linger_s),
+        questions_per_second,
+    })
+}
+
+fn zone(section: &ZoneSection) -> Result<ZoneSettings, ConfigError> {
+    let domain = section.domain.parse().map_err(|error| ConfigError::Value {
+        key: "resolver.zones",
+        problem: format!("{error}"),
+        remedy: "write the domain whose names these upstreams know, for example corp.example",
+    })?;
+    if section.upstreams.is_empty() {
+        return Err(ConfigError::Value {
+            key: "resolver.zones",
+            problem: format!("{domain} has no upstreams"),
+            remedy: "name at least one, or leave the zone out",
+        });
+    }
+    Ok(ZoneSettings { domain, upstreams: endpoints("resolver.zones", &section.upstreams)? })
+}
+
+fn endpoints(key: &'static str, texts: &[String]) -> Result<Vec<Endpoint>, ConfigError> {
+    let parse = |text: &String| {
+        text.trim().parse::<Endpoint>().map_err(|error| ConfigError::Value {
+            key,
+            problem: error.to_string(),
+            remedy: error.remedy(),
+        })
+    };
+    texts.iter().map(parse).collect()
+}

@@ -1,0 +1,64 @@
+//! UDP, and TCP for what does not fit.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hickory_proto::op::{DnsRequest, DnsResponse};
+use hickory_resolver::net::DnsHandle;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::tcp::TcpClientStream;
+use hickory_resolver::net::udp::UdpClientStream;
+use hickory_resolver::net::xfer::DnsRequestSender;
+
+use super::{SENDS_PER_QUESTION, first};
+use crate::resolver::answer::Failure;
+
+pub(super) struct Plain {
+    address: SocketAddr,
+    timeout: Duration,
+    provider: TokioRuntimeProvider,
+}
+
+impl Plain {
+    pub(super) fn new(address: SocketAddr, timeout: Duration) -> Self {
+        Self { address, timeout, provider: TokioRuntimeProvider::new() }
+    }
+
+    pub(super) async fn ask(
+        &self,
+        request: DnsRequest,
+        questions: &mut u32,
+    ) -> Result<DnsResponse, Failure> {
+        *questions += 1;
+        // Each send has a socket and a random port of its own, so that answers are hard to forge.
+        let mut udp = UdpClientStream::builder(self.address, self.provider.clone())
+            .with_timeout(Some(self.timeout))
+            .with_max_retries(SENDS_PER_QUESTION)
+            .with_os_port_selection(true)
+            .build();
+        let response = answer(first(udp.send_message(request.clone())).await)?;
+        if !response.metadata.truncation {
+            return Ok(response);
+        }
+        *questions += 1;
+        let connection =
+            TcpClientStream::exchange(self.address, None, self.timeout, None, self.provider.clone());
+        let tcp = tokio::time::timeout(self.timeout, connection)
+            .await
+            .map_err(|_| Failure::Timeout)?
+            .map_err(|error| Failure::Transport(format!("ask over TCP: {error}")))?;
+        let response = tokio::time::timeout(self.timeout, first(tcp.send(request))).await;
+        answer(response.map_err(|_| Failure::Timeout)?)
+    }
+}
+
+fn answer(
+    response: Option<Result<DnsResponse, hickory_resolver::net::NetError>>,
+) -> Result<DnsResponse, Failure> {
+    match response {
+        Some(Ok(response)) => Ok(response),
+        Some(Err(error)) => Err(Failure::Transport(error.to_string())),
+        // This is how hickory says that the time is over.
+        None => Err(Failure::Timeout),
+    }
+}
