@@ -173,6 +173,7 @@ fn resolver(config: &Config, registry: &Registry) -> anyhow::Result<Resolver> {
     let settings = resolver::Settings {
         upstreams: config.resolver.upstreams.clone(),
         zones: config.resolver.zones.clone(),
+        quorum: config.resolver.quorum,
         ca_file: config.resolver.ca_file.clone(),
         min_interval: config.resolver.min_interval,
         max_interval: config.resolver.max_interval,

@@ -65,6 +65,9 @@ pub struct ResolverFlags {
     /// DNS servers, comma separated: IP:port, tls://IP:port#name or https://IP/path#name (default: the system's).
     #[arg(long, env = "OUTPUTGUARD_RESOLVER_UPSTREAMS", value_delimiter = ',')]
     pub resolver_upstreams: Option<Vec<String>>,
+    /// How many DNS servers must give an address before it is published: any (one) or majority.
+    #[arg(long, env = "OUTPUTGUARD_RESOLVER_QUORUM")]
+    pub resolver_quorum: Option<String>,
     /// PEM file with the CAs of encrypted DNS servers (default: the system's).
     #[arg(long, env = "OUTPUTGUARD_RESOLVER_CA_FILE")]
     pub resolver_ca_file: Option<PathBuf>,

@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use super::flags::ResolverFlags;
-use crate::resolver::ZoneSettings;
 use crate::resolver::endpoint::Endpoint;
+use crate::resolver::{Quorum, ZoneSettings};
 
 /// How the leader asks DNS.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct ResolverConfig {
     pub upstreams: Vec<Endpoint>,
     /// Domains with servers of their own.
     pub zones: Vec<ZoneSettings>,
+    /// How many servers must give an address before it is published.
+    pub quorum: Quorum,
     /// CAs for encrypted servers; none for the system's.
     pub ca_file: Option<PathBuf>,
     /// Never ask a name more often.
@@ -34,6 +36,7 @@ pub struct ResolverConfig {
 pub(super) struct ResolverSection {
     upstreams: Option<Vec<String>>,
     zones: Vec<ZoneSection>,
+    quorum: Option<String>,
     ca_file: Option<PathBuf>,
     min_interval_s: Option<u64>,
     max_interval_s: Option<u64>,
@@ -82,12 +85,25 @@ pub(super) fn resolver(file: ResolverSection, flags: ResolverFlags) -> Result<Re
     Ok(ResolverConfig {
         upstreams,
         zones,
+        quorum: quorum(flags.resolver_quorum.or(file.quorum).as_deref())?,
         ca_file: flags.resolver_ca_file.or(file.ca_file),
         min_interval: Duration::from_secs(min_s),
         max_interval: Duration::from_secs(max_s),
         linger: Duration::from_secs(linger_s),
         questions_per_second,
     })
+}
+
+fn quorum(text: Option<&str>) -> Result<Quorum, ConfigError> {
+    match text {
+        None | Some("any") => Ok(Quorum::Any),
+        Some("majority") => Ok(Quorum::Majority),
+        Some(other) => Err(ConfigError::Value {
+            key: "resolver.quorum",
+            problem: format!("{other:?} is neither"),
+            remedy: "write any (one upstream's word publishes an address) or majority (more than half of those that answer)",
+        }),
+    }
 }
 
 fn zone(section: &ZoneSection) -> Result<ZoneSettings, ConfigError> {

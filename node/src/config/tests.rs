@@ -15,6 +15,7 @@ auth: { admin_token_file: /token }
 resolver:
   upstreams: ["10.1.0.53:53", "fd00::53", "tls://1.1.1.1#one.example"]
   zones: [{ domain: Corp.example., upstreams: ["10.9.0.53", "https://10.9.0.54/q#dns.corp.example"] }]
+  quorum: majority
   ca_file: /ca.pem
   min_interval_s: 1
   max_interval_s: 2
@@ -43,6 +44,7 @@ fn a_whole_file_fills_every_value() {
     let zone = &config.resolver.zones[0];
     assert_eq!(zone.domain.to_string(), "corp.example");
     assert_eq!(zone.upstreams[1].to_string(), "https://10.9.0.54:443/q");
+    assert_eq!(config.resolver.quorum, crate::resolver::Quorum::Majority);
     assert_eq!(config.resolver.ca_file.as_deref(), Some(Path::new("/ca.pem")));
     assert_eq!(config.resolver.questions_per_second, 4);
     assert_eq!(config.resolver.linger, Duration::from_secs(3));
@@ -81,11 +83,16 @@ fn a_wrong_value_names_its_key_and_what_would_be_right() {
         ("resolver: { upstreams: [dns.example] }", "resolver.upstreams", "IP:port"),
         ("resolver: { upstreams: ['tls://dns.example'] }", "resolver.upstreams", "tls://1.1.1.1:853#"),
         ("resolver: { upstreams: ['quic://1.1.1.1'] }", "resolver.upstreams", "tls://IP:port"),
-        ("resolver: { zones: [{ domain: '*.a.test', upstreams: [1.1.1.1] }] }", "resolver.zones", "corp.example"),
+        (
+            "resolver: { zones: [{ domain: '*.a.test', upstreams: [1.1.1.1] }] }",
+            "resolver.zones",
+            "corp.example",
+        ),
         ("resolver: { zones: [{ domain: a.test, upstreams: [] }] }", "resolver.zones", "at least one"),
         ("resolver: { zones: [{ domain: a.test, upstreams: [b] }] }", "resolver.zones", "IP:port"),
         ("resolver: { zones: [{ domain: a.test, upstreams: [1.1.1.1], ttl: 1 }] }", "ttl", "unknown field"),
         ("resolver: { zones: [{ domain: a.test }] }", "upstreams", "missing field"),
+        ("resolver: { quorum: all }", "resolver.quorum", "majority"),
         ("resolver: { questions_per_second: 0 }", "resolver.questions_per_second", "1 or more"),
         ("resolver: { min_interval_s: 0 }", "resolver.min_interval_s", "1 or more"),
         ("node: { name: 'a b' }", "node.name", "letters"),

@@ -90,6 +90,21 @@ impl UpstreamSet {
         place < MAX_UPSTREAMS && self.0 & (1 << place) != 0
     }
 
+    /// Their places, ascending.
+    pub fn places(self) -> impl Iterator<Item = usize> {
+        (0..MAX_UPSTREAMS).filter(move |place| self.contains(*place))
+    }
+
+    /// How many are in it.
+    pub fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// True when none is in it.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// Those that are in either.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

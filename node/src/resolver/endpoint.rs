@@ -78,7 +78,9 @@ impl EndpointError {
                 "write IP:port for UDP and TCP, tls://IP:port#name for DNS over TLS or https://IP:port/path#name for \
                  DNS over HTTPS"
             }
-            Self::ServerName(_) => "write the name in the server's certificate behind the #, or leave both out",
+            Self::ServerName(_) => {
+                "write the name in the server's certificate behind the #, or leave both out"
+            }
             Self::Host(_) => "write the DNS name in the server's certificate behind the #",
             Self::Path(_) => "write it as in https://1.1.1.1/dns-query, without a template",
         }
@@ -148,10 +150,7 @@ fn address(text: &str, default_port: u16) -> Result<SocketAddr, EndpointError> {
     let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     let bare = || bracketed.unwrap_or(text).parse().map(|ip: IpAddr| SocketAddr::new(ip, default_port));
     let address = text.parse::<SocketAddr>().or_else(|_| bare());
-    address
-        .ok()
-        .filter(|address| address.port() != 0)
-        .ok_or_else(|| EndpointError::Address(text.to_owned()))
+    address.ok().filter(|address| address.port() != 0).ok_or_else(|| EndpointError::Address(text.to_owned()))
 }
 
 fn server_name(given: Option<&str>, ip: IpAddr) -> Result<String, EndpointError> {

@@ -1,7 +1,7 @@
 //! Turns the answers of all upstreams into a difference to the replicated state, or into nothing. Pure.
 //!
 //! The rules, each for a reason:
-//! - An address is published on first sight and retired only after `linger` of being looked for in vain: pools rotate.
+//! - An address is published on first sight, or once a majority of the upstreams gave it ([`Quorum`]), and retired only after `linger` of being looked for in vain: pools rotate.
 //! - Time counts as "in vain" only between two answers in a row that lack the address, and an upstream that is silent
 //!   cannot take back what it gave. So no failure of DNS, however long, removes anything.
 //! - An answer that is refused as a whole (no public address, or more than any name may have) takes nothing back either:
@@ -18,10 +18,13 @@ use allowlist::{DomainName, Refusal, class};
 use raft_store::command::{NameStatus, ResolutionUpdate, SeenAddress};
 use raft_store::state::Resolution;
 
+mod quorum;
 mod refused;
 
 use super::answer::{Answer, Family, UpstreamSet};
 use super::schedule::AskAgain;
+pub use quorum::Quorum;
+use quorum::{Givers, Told, Waiting};
 use refused::Refusals;
 
 /// Most addresses of one name; more is an open proxy or a mistake, and nothing new is taken.
@@ -70,6 +73,8 @@ pub struct Rules {
     pub upstreams: Arc<[String]>,
     /// The cluster has agreed to tell of names with public and refused answers ([`NameStatus::Mixed`]).
     pub tells_mixed: bool,
+    /// How many upstreams must give an address before it is published.
+    pub quorum: Quorum,
 }
 
 /// What this leader remembers of a name between rounds; not replicated.
@@ -81,6 +86,8 @@ pub struct Memory {
     refused: BTreeSet<IpAddr>,
     refusals: Refusals,
     other_chain: Option<(Vec<DomainName>, u32)>,
+    waiting: Waiting,
+    told: Told,
 }
 
 /// What follows from a round.
@@ -94,12 +101,15 @@ pub struct Verdict {
     pub refused: usize,
     /// One of them that was not there in the round before: worth a line in the log.
     pub newly_refused: Option<Refusal>,
+    /// New addresses that too few upstreams gave so far.
+    pub waiting: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Sighting {
     ttl_s: u32,
     given_by: UpstreamSet,
+    givers: Givers,
     /// How long it has been looked for in vain.
     in_vain: Duration,
     /// The round before this one lacked it, at this time.
@@ -165,14 +175,19 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
     let new = || union.public.iter().filter(|(address, _)| !stored.addresses.contains_key(address));
     let total = stored.addresses.len() - retire.len() + new().count();
     let too_many = total > MAX_ADDRESSES_PER_NAME;
+    let heard = |family| answered(round.answers(family));
     let mut seen = BTreeMap::new();
     if !too_many {
-        for (&address, &(ttl_s, given_by)) in new() {
+        for (address, (ttl_s, given_by)) in
+            memory.waiting.admit(&union, stored, heard, round.at.elapsed, rules)
+        {
             let upstreams = rules.names_of(given_by);
             seen.insert(address, SeenAddress { first_seen_ms: round.at.unix_ms, ttl_s, upstreams });
-            memory.sightings.insert(address, Sighting::now(ttl_s, given_by));
+            memory.sightings.insert(address, Sighting::now(ttl_s, given_by, round.at.elapsed));
         }
     }
+    let waits =
+        if stored.addresses.is_empty() && seen.is_empty() { memory.waiting.text(rules) } else { None };
     memory
         .sightings
         .retain(|address, _| stored.addresses.contains_key(address) || seen.contains_key(address));
@@ -194,6 +209,11 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
         NameStatus::Refused { reason }
     } else if let Some(family) = failing {
         memory.of(family).stale(round.answers(family), rules, round.at)
+    } else if let Some(reason) = waits {
+        NameStatus::Refused { reason }
+    } else if !union.public.is_empty() && stored.addresses.is_empty() && seen.is_empty() {
+        // All that there is waits, for a moment as yet.
+        stored.status.clone()
     } else if !union.public.is_empty() && mixed {
         NameStatus::Mixed { reason: memory.refusals.text() }
     } else if !union.public.is_empty() {
@@ -215,6 +235,10 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
     let chain = round.chain().unwrap_or(&stored.chain);
     let chain_settled = memory.chain_settled(chain, &stored.chain);
     let differs = !seen.is_empty() || !retire.is_empty() || !same || chain_settled;
+    let mut givers = memory.changed_givers(stored, heard, differs, round.at.elapsed, rules);
+    givers.retain(|address, _| !retire.contains(address));
+    let differs = differs || !givers.is_empty();
+    seen.append(&mut givers);
     let update = differs.then(|| ResolutionUpdate { seen, retire, chain: chain.to_vec(), status });
 
     let doubt = Family::BOTH
@@ -227,7 +251,7 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
         Said::Addresses | Said::Refused | Said::Nothing { .. } => 0,
     });
     let again = AskAgain { ttl, failures: failures.max().unwrap_or_default() };
-    Verdict { update, again, refused: union.refused.len(), newly_refused }
+    Verdict { update, again, refused: union.refused.len(), newly_refused, waiting: memory.waiting.len() }
 }
 
 fn unite(round: &Round) -> Union {
@@ -301,14 +325,13 @@ impl Memory {
         for (&address, kept) in &stored.addresses {
             let family = Family::of(address);
             let heard = if family == Family::V4 { answered[0] } else { answered[1] };
-            let sighting = self
-                .sightings
-                .entry(address)
-                .or_insert_with(|| Sighting::now(kept.ttl_s, rules.set_of(&kept.upstreams)));
+            let sighting = self.sightings.entry(address).or_insert_with(|| {
+                Sighting::now(kept.ttl_s, rules.set_of(&kept.upstreams), round.at.elapsed)
+            });
             if let Some(&(ttl_s, given_by)) = union.public.get(&address) {
                 // Who gave it once and is silent now has not taken it back.
                 let silent = sighting.given_by.without(heard);
-                *sighting = Sighting::now(ttl_s, given_by.and(silent));
+                sighting.seen(ttl_s, given_by.and(silent), round.at.elapsed);
                 continue;
             }
             let believed =
@@ -341,8 +364,16 @@ impl Memory {
 }
 
 impl Sighting {
-    fn now(ttl_s: u32, given_by: UpstreamSet) -> Self {
-        Self { ttl_s, given_by, in_vain: Duration::ZERO, missed_at: None }
+    fn now(ttl_s: u32, given_by: UpstreamSet, now: Duration) -> Self {
+        let mut givers = Givers::default();
+        givers.hear(given_by, now);
+        Self { ttl_s, given_by, givers, in_vain: Duration::ZERO, missed_at: None }
+    }
+
+    fn seen(&mut self, ttl_s: u32, given_by: UpstreamSet, now: Duration) {
+        self.givers.hear(given_by, now);
+        (self.ttl_s, self.given_by) = (ttl_s, given_by);
+        (self.in_vain, self.missed_at) = (Duration::ZERO, None);
     }
 }
 

@@ -146,7 +146,9 @@ impl Upstream {
                 self.breaker().unanswered(self.0.started.elapsed())
             }
             Answer::Failed(Failure::Skipped) => None,
-            Answer::Addresses { .. } | Answer::Nothing { .. } | Answer::Failed(_) => self.breaker().answered(),
+            Answer::Addresses { .. } | Answer::Nothing { .. } | Answer::Failed(_) => {
+                self.breaker().answered()
+            }
         };
         match (turn, answer) {
             (Some(Turn::Down), Answer::Failed(failure)) => {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use allowlist::DomainName;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 use raft_store::state::State;
 
 use super::Standing;
@@ -24,6 +27,10 @@ pub struct Metrics {
     pub rounds: IntCounterVec,
     /// Whether an `upstream` answers (1) or is only probed until it does (0); absent on nodes that do not lead.
     pub upstreams_up: IntGaugeVec,
+    /// Published addresses that only one of several upstreams gives; zero on nodes that do not lead.
+    pub single_upstream: IntGauge,
+    /// Times that a new address was held back because no majority of the upstreams gives it.
+    pub held_back: IntCounter,
     /// Names of the list by `state`; zero on nodes that do not lead.
     pub names: IntGaugeVec,
     /// Addresses that were refused because they are not public.
@@ -63,6 +70,14 @@ impl Metrics {
                 "Rounds over a name: both families, all upstreams.",
                 &["result"],
             )?,
+            single_upstream: IntGauge::new(
+                "outputguard_dns_single_upstream_addresses",
+                "Published addresses that only one of several DNS servers gives; zero unless leader.",
+            )?,
+            held_back: IntCounter::new(
+                "outputguard_dns_held_back_total",
+                "New addresses, in each round anew, that wait because no majority of the DNS servers gives them.",
+            )?,
             names: IntGaugeVec::new(
                 Opts::new("outputguard_dns_names", "Domains of the list by state; zero unless leader."),
                 &["state"],
@@ -87,6 +102,8 @@ impl Metrics {
         registry.register(Box::new(self.lookup_seconds.clone()))?;
         registry.register(Box::new(self.rounds.clone()))?;
         registry.register(Box::new(self.upstreams_up.clone()))?;
+        registry.register(Box::new(self.single_upstream.clone()))?;
+        registry.register(Box::new(self.held_back.clone()))?;
         registry.register(Box::new(self.names.clone()))?;
         registry.register(Box::new(self.refused_addresses.clone()))?;
         registry.register(Box::new(self.failed_writes.clone()))
@@ -109,17 +126,24 @@ impl Metrics {
         }
     }
 
-    pub(super) fn show_names(&self, state: &State) {
+    /// `upstreams` says how many a name is asked of.
+    pub(super) fn show_names(&self, state: &State, upstreams: impl Fn(&DomainName) -> usize) {
         let mut counts = [0_i64; Standing::ALL.len()];
+        let mut single = 0;
         for (name, resolution) in state.resolutions() {
             counts[Standing::of(name, resolution, state) as usize] += 1;
+            if upstreams(name) > 1 {
+                single += resolution.addresses.values().filter(|seen| seen.upstreams.len() == 1).count();
+            }
         }
+        self.single_upstream.set(i64::try_from(single).unwrap_or(i64::MAX));
         for (standing, count) in Standing::ALL.iter().zip(counts) {
             self.names.with_label_values(&[standing.label()]).set(count);
         }
     }
 
     pub(super) fn show_no_names(&self) {
+        self.single_upstream.set(0);
         for standing in Standing::ALL {
             self.names.with_label_values(&[standing.label()]).set(0);
         }

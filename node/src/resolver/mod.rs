@@ -33,12 +33,13 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use answer::MAX_UPSTREAMS;
 use endpoint::Endpoint;
+pub use judge::Quorum;
 pub use metrics::Metrics;
 pub use record::{LookupError, NameLookups, Record};
 pub use standing::Standing;
 use trust::TrustError;
-use upstreams::Upstreams;
 pub use upstreams::MAX_ZONES;
+use upstreams::Upstreams;
 use zone::ZoneName;
 
 /// The actor in the audit log behind what DNS changed.
@@ -51,6 +52,8 @@ pub struct Settings {
     pub upstreams: Vec<Endpoint>,
     /// Domains whose names are asked of servers of their own, and only of those; the longest one that fits counts.
     pub zones: Vec<ZoneSettings>,
+    /// How many upstreams must give an address before it is published.
+    pub quorum: Quorum,
     /// PEM file with the CAs that encrypted upstreams are checked against; none for those of the system.
     pub ca_file: Option<PathBuf>,
     /// Shortest time between two lookups of a name, however short its TTL.
@@ -81,6 +84,7 @@ impl Default for Settings {
         Self {
             upstreams: Vec::new(),
             zones: Vec::new(),
+            quorum: Quorum::Any,
             ca_file: None,
             min_interval: Duration::from_secs(5),
             max_interval: Duration::from_secs(60),

@@ -95,6 +95,8 @@ struct Looked {
 struct Found {
     turn: Turn,
     again: AskAgain,
+    /// Addresses that are new in the update; it may also say more of known ones.
+    added: usize,
     update: ResolutionUpdate,
 }
 
@@ -211,11 +213,15 @@ impl<'a> Term<'a> {
         let metrics = &self.resolver.metrics;
         metrics.count_round(verdict.update.is_some());
         metrics.refused_addresses.inc_by(verdict.refused.try_into().unwrap_or(u64::MAX));
+        metrics.held_back.inc_by(verdict.waiting.try_into().unwrap_or(u64::MAX));
         if let Some(refusal) = &verdict.newly_refused {
             tracing::warn!(name = %turn.name, refused = verdict.refused, %refusal, "DNS answered with an address that is not public; it stays closed");
         }
         match verdict.update {
-            Some(update) => self.found.push(Found { turn, again: verdict.again, update }),
+            Some(update) => {
+                let added = update.seen.keys().filter(|seen| !stored.addresses.contains_key(*seen)).count();
+                self.found.push(Found { turn, again: verdict.again, added, update });
+            }
             None => self.done(turn, verdict.again),
         }
     }
@@ -243,10 +249,10 @@ impl<'a> Term<'a> {
             self.resolver.metrics.failed_writes.inc();
             tracing::warn!(%error, names = found.len(), "write what DNS changed; the names are looked up again");
         }
-        for Found { turn, again, update } in found {
+        for Found { turn, again, added, update } in found {
             match result {
                 Ok(reply) => {
-                    tell(&turn.name, &update, reply.revision);
+                    tell(&turn.name, added, &update, reply.revision);
                     self.done(turn, again);
                 }
                 // Nothing is lost: the next round is judged against the state as it is then.
@@ -267,7 +273,7 @@ impl<'a> Term<'a> {
         self.resolver.metrics.show_upstreams(self.resolver.upstreams.all());
         let state = self.reader.state();
         if self.counted.replace(state.revision()) != Some(state.revision()) {
-            self.resolver.metrics.show_names(&state);
+            self.resolver.metrics.show_names(&state, |name| self.resolver.upstreams.of(name).upstreams.len());
         }
     }
 }
@@ -282,8 +288,8 @@ async fn ask_all(upstreams: &[Upstream], name: &DomainName, family: Family) -> V
     join_all(upstreams.iter().map(|upstream| upstream.lookup(name, family))).await
 }
 
-fn tell(name: &DomainName, update: &ResolutionUpdate, revision: Revision) {
-    let (added, retired) = (update.seen.len(), update.retire.len());
+fn tell(name: &DomainName, added: usize, update: &ResolutionUpdate, revision: Revision) {
+    let retired = update.retire.len();
     match &update.status {
         NameStatus::Stale { error, .. } => {
             tracing::warn!(%name, revision, error, "DNS fails for this name; its addresses are kept");
@@ -296,6 +302,9 @@ fn tell(name: &DomainName, update: &ResolutionUpdate, revision: Revision) {
         }
         NameStatus::NoSuchName => {
             tracing::warn!(%name, revision, retired, "DNS says there is no such name");
+        }
+        NameStatus::Pending | NameStatus::Ok if added + retired == 0 => {
+            tracing::debug!(%name, revision, "what is known of the addresses changed");
         }
         NameStatus::Pending | NameStatus::Ok => {
             tracing::info!(%name, revision, added, retired, "addresses changed");

@@ -93,6 +93,7 @@ impl Servers<'_> {
             linger: self.settings.linger,
             upstreams: upstreams.iter().map(|upstream| upstream.name().to_owned()).collect(),
             tells_mixed: false,
+            quorum: self.settings.quorum,
         };
         Ok(Group { upstreams: upstreams.into(), rules })
     }

@@ -128,7 +128,8 @@ async fn a_certificate_of_another_name_or_of_an_unknown_ca_is_not_believed() {
     let unknown = Trust::load(Some(&others.path().join("ca.pem"))).expect("another CA");
     for over in BOTH {
         let relay = Relay::to(over.port(&unbound)).await;
-        for (name, trust) in [("other.example.test", &known), ("127.0.0.1", &known), (SERVER_NAME, &unknown)] {
+        for (name, trust) in [("other.example.test", &known), ("127.0.0.1", &known), (SERVER_NAME, &unknown)]
+        {
             let upstream = over.upstream_called(name, &relay, trust, TIMEOUT);
             match ask(&upstream, Family::V4).await {
                 Answer::Failed(Failure::Transport(why)) => assert!(why.contains("certificate"), "{why}"),

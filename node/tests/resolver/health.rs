@@ -73,9 +73,8 @@ async fn what_a_dead_upstream_gave_stays_and_the_metric_names_it() {
         settings.timeout = Duration::from_millis(50);
     })
     .await;
-    let up = |address: SocketAddr| {
-        site.metrics.upstreams_up.with_label_values(&[&address.to_string()]).get() == 1
-    };
+    let up =
+        |address: SocketAddr| site.metrics.upstreams_up.with_label_values(&[&address.to_string()]).get() == 1;
     site.add(NAME).await;
     site.until_addresses(NAME, &["1.1.1.1", "8.8.8.8"]).await;
     let dead = other.address;

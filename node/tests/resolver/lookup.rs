@@ -11,7 +11,10 @@ use crate::authority::{Authority, Behaviour};
 use crate::plain;
 
 async fn ask(authority: &Authority, name: &str, family: Family) -> Answer {
-    plain(authority.address, Duration::from_secs(5)).lookup(&name.parse().expect("a domain name"), family).await.answer
+    plain(authority.address, Duration::from_secs(5))
+        .lookup(&name.parse().expect("a domain name"), family)
+        .await
+        .answer
 }
 
 fn addresses(answer: &Answer) -> Vec<(String, u32)> {

@@ -350,5 +350,8 @@ fn settings_that_cannot_work_are_refused_by_name() {
     );
     let upstreams = (1..=17_u8).map(|n| SocketAddr::from(([127, 0, 0, n], 53)).into()).collect();
     let error = refused(Settings { upstreams, ..Settings::default() });
-    assert!(matches!(error, SettingsError::TooManyUpstreams { key: "resolver.upstreams", count: 17 }), "{error}");
+    assert!(
+        matches!(error, SettingsError::TooManyUpstreams { key: "resolver.upstreams", count: 17 }),
+        "{error}"
+    );
 }

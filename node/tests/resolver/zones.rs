@@ -1,8 +1,10 @@
 //! Split horizon: some names are asked of servers of their own.
 
-use node::resolver::answer::MAX_UPSTREAMS;
-use node::resolver::{MAX_ZONES, Metrics, Resolver, Settings, ZoneSettings};
 use std::net::SocketAddr;
+
+use node::resolver::answer::MAX_UPSTREAMS;
+use node::resolver::endpoint::Endpoint;
+use node::resolver::{MAX_ZONES, Metrics, Resolver, Settings, ZoneSettings};
 
 use crate::authority::{Authority, Behaviour};
 use crate::names::{Site, asked_again};
@@ -16,8 +18,7 @@ fn zone(domain: &str, authorities: &[&Authority]) -> ZoneSettings {
 
 #[tokio::test]
 async fn a_name_is_asked_only_of_the_upstreams_of_its_longest_zone() {
-    let (general, corp, eu) =
-        (Authority::start().await, Authority::start().await, Authority::start().await);
+    let (general, corp, eu) = (Authority::start().await, Authority::start().await, Authority::start().await);
     for (authority, address) in [(&general, "1.1.1.1"), (&corp, "8.8.8.8"), (&eu, "9.9.9.9")] {
         for name in ["api.example.test", "api.corp.test", "api.eu.corp.test"] {
             authority.set_addresses(name, &[address], 0);
@@ -57,8 +58,9 @@ async fn a_name_whose_zone_does_not_answer_is_not_asked_elsewhere() {
 
 #[test]
 fn zones_that_cannot_work_are_refused_by_name() {
-    let upstream = SocketAddr::from(([127, 0, 0, 1], 53)).into();
-    let zone = |domain: &str, upstreams| ZoneSettings { domain: domain.parse().expect("a domain"), upstreams };
+    let upstream: Endpoint = SocketAddr::from(([127, 0, 0, 1], 53)).into();
+    let zone =
+        |domain: &str, upstreams| ZoneSettings { domain: domain.parse().expect("a domain"), upstreams };
     let refused = |zones| {
         let settings = Settings { upstreams: vec![upstream.clone()], zones, ..Settings::default() };
         let metrics = Metrics::new().expect("constant names");

@@ -1,5 +1,6 @@
 mod mixed;
 mod properties;
+mod quorum;
 mod refusals;
 
 use super::super::answer::Failure;
@@ -18,7 +19,8 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let upstreams = vec!["192.0.2.1:53".to_owned(), "192.0.2.2:53".to_owned()];
-        let rules = Rules { linger: LINGER, upstreams: upstreams.into(), tells_mixed: true };
+        let rules =
+            Rules { linger: LINGER, upstreams: upstreams.into(), tells_mixed: true, quorum: Quorum::Any };
         Self { stored: Resolution::default(), memory: Memory::default(), rules, now: Duration::ZERO }
     }
 
@@ -38,7 +40,10 @@ impl Case {
             }
             for (address, seen) in &update.seen {
                 let before = self.stored.addresses.insert(*address, seen.clone());
-                assert_eq!(before, None, "{address} was stored already");
+                assert!(
+                    before.is_none_or(|before| before.upstreams != seen.upstreams),
+                    "{address} was stored already"
+                );
             }
             self.stored.chain.clone_from(&update.chain);
             self.stored.status = update.status.clone();

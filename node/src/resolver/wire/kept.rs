@@ -55,6 +55,8 @@ struct Line {
 struct Connection {
     number: u64,
     exchange: Exchange,
+    /// Its task lives as long as this.
+    _runtime: TokioRuntimeProvider,
     /// Answers that came over it.
     answers: Arc<AtomicU64>,
 }
@@ -125,11 +127,13 @@ impl Kept {
             tokio::time::sleep_until(opens_at).await;
         }
         line.connects.spend(1);
-        match timeout(self.timeout, self.connect()).await {
+        // One of its own for each connection, so that what one has begun ends with it.
+        let runtime = TokioRuntimeProvider::new();
+        match timeout(self.timeout, self.connect(runtime.clone())).await {
             Ok(Ok(exchange)) => {
                 line.made += 1;
-                let connection =
-                    Connection { number: line.made, exchange, answers: Arc::new(AtomicU64::new(0)) };
+                let answers = Arc::new(AtomicU64::new(0));
+                let connection = Connection { number: line.made, exchange, _runtime: runtime, answers };
                 line.connection = Some(connection.clone());
                 Ok(connection)
             }
@@ -138,8 +142,7 @@ impl Kept {
         }
     }
 
-    async fn connect(&self) -> Result<Exchange, NetError> {
-        let provider = TokioRuntimeProvider::new();
+    async fn connect(&self, provider: TokioRuntimeProvider) -> Result<Exchange, NetError> {
         let patience = self.timeout * HICKORYS_PATIENCE;
         match &self.endpoint.transport {
             Transport::Tls { server_name } => {

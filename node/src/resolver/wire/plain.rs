@@ -24,11 +24,7 @@ impl Plain {
         Self { address, timeout, provider: TokioRuntimeProvider::new() }
     }
 
-    pub(super) async fn ask(
-        &self,
-        request: DnsRequest,
-        questions: &mut u32,
-    ) -> Result<DnsResponse, Failure> {
+    pub(super) async fn ask(&self, request: DnsRequest, questions: &mut u32) -> Result<DnsResponse, Failure> {
         *questions += 1;
         // Each send has a socket and a random port of its own, so that answers are hard to forge.
         let mut udp = UdpClientStream::builder(self.address, self.provider.clone())
