@@ -111,7 +111,8 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
 
     let sessions = Sessions::new(&config.name, Limits::default()).context("metrics of the feed")?;
     let app =
-        AppState::new(cluster.clone(), sessions.clone(), api::Settings { registry }).context("metrics")?;
+        AppState::new(cluster.clone(), sessions.clone(), api::Settings { registry, asked: resolver.asked() })
+            .context("metrics")?;
     let (leave, accepting, working) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let (connections, tasks) = (TaskTracker::new(), TaskTracker::new());

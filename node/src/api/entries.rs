@@ -145,7 +145,7 @@ pub(super) async fn list(
     let mut last = None;
     let mut entries = Vec::new();
     for (id, entry) in found.by_ref().take(limit) {
-        entries.push(EntryView::new(entry, &state));
+        entries.push(EntryView::new(entry, &state, app.asked()));
         last = Some(*id);
     }
     let next_cursor = found.next().and(last).map(|id| id.to_string());
@@ -184,7 +184,7 @@ pub(super) async fn add(
         // The answer to a request that is repeated after the entry went is what it was: the entry that was made.
         Err(_) if written.replayed && created => {
             let at_ms = written.at_ms.unwrap_or_default();
-            EntryView::new(&NewEntry { id, ..new }.made_by(&caller.name, at_ms), &app.local())
+            EntryView::new(&NewEntry { id, ..new }.made_by(&caller.name, at_ms), &app.local(), app.asked())
         }
         Err(gone) => return Err(gone.replayed(written.replayed)),
     };
@@ -207,7 +207,7 @@ pub(super) async fn get(
     let state = app.read(params.consistency).await?;
     let entry = state.entries().get(&id).ok_or(CommandRefusal::NoSuchEntry(id))?;
     let revision = state.revision();
-    let entry = EntryAt { revision, entry: EntryView::new(entry, &state) };
+    let entry = EntryAt { revision, entry: EntryView::new(entry, &state, app.asked()) };
     Ok(Tagged(revision, Json(entry)).answer(&headers))
 }
 
@@ -286,7 +286,7 @@ impl AppState {
         let entry = state.entries().get(&id).ok_or_else(|| {
             Problem::new(Code::NotFound, format!("entry {id} was removed by someone else in the same moment"))
         })?;
-        Ok(EntryView::new(entry, &state))
+        Ok(EntryView::new(entry, &state, self.asked()))
     }
 }
 

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use utoipa::ToSchema;
 
-use crate::resolver::Standing;
+use crate::resolver::{Asked, Standing};
 
 /// One line of the allowlist.
 #[derive(Debug, Serialize, ToSchema)]
@@ -83,16 +83,18 @@ pub(super) struct AddressView {
     ttl_s: u32,
     /// The upstreams that gave it.
     upstreams: Vec<String>,
+    /// The name is asked of several upstreams (by the settings of the node that answers), and only this one gives it.
+    single_upstream: bool,
 }
 
 impl EntryView {
     /// `entry` as it stands in `state`.
-    pub(super) fn new(entry: &Entry, state: &State) -> Self {
+    pub(super) fn new(entry: &Entry, state: &State, asked: &Asked) -> Self {
         let (kind, resolution) = match &entry.target {
             Target::Domain(name) => {
                 let pending = Resolution::default();
                 let found = state.resolutions().get(name).map_or(&pending, |found| &**found);
-                (Kind::Domain, Some(ResolutionView::new(name, found, state)))
+                (Kind::Domain, Some(ResolutionView::new(name, found, state, asked)))
             }
             Target::Wildcard { .. } => (Kind::Wildcard, None),
             Target::Address(_) => (Kind::Address, None),
@@ -117,12 +119,14 @@ impl EntryView {
 }
 
 impl ResolutionView {
-    fn new(name: &DomainName, resolution: &Resolution, state: &State) -> Self {
+    fn new(name: &DomainName, resolution: &Resolution, state: &State, asked: &Asked) -> Self {
+        let several = asked.count(name) > 1;
         let addresses = resolution.addresses.iter().map(|(address, seen)| AddressView {
             address: address.to_string(),
             first_seen: rfc3339(seen.first_seen_ms),
             ttl_s: seen.ttl_s,
             upstreams: seen.upstreams.iter().cloned().collect(),
+            single_upstream: several && seen.upstreams.len() == 1,
         });
         Self {
             said: Said::of(name, resolution, state),

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! let sessions = feed::Sessions::new(&config.name, feed::Limits::default())?;
-//! let app = AppState::new(cluster.clone(), sessions.clone(), Settings { registry })?;
+//! let app = AppState::new(cluster.clone(), sessions.clone(), Settings { registry, asked })?;
 //! let plain = api::router(app.clone(), Transport::Plain); // listen.api
 //! let tls = api::router(app, Transport::Tls);             // listen.feed
 //! tokio::spawn(feed::watch_quorum(cluster, sessions.clone()));
@@ -32,6 +32,7 @@ use tokio::sync::Semaphore;
 use crate::auth::token;
 use crate::cluster::{Cluster, GatewaySource};
 use crate::feed::Sessions;
+use crate::resolver::Asked;
 
 mod audit;
 mod backup;
@@ -96,6 +97,8 @@ pub enum Transport {
 pub struct Settings {
     /// Where `/metrics` reads from; other parts of the server may register their families here too.
     pub registry: Registry,
+    /// How many DNS servers names are asked of.
+    pub asked: Asked,
 }
 
 /// What handlers share. Cheap to clone.
@@ -106,6 +109,7 @@ pub struct AppState {
 
 struct Shared {
     cluster: Cluster,
+    asked: Asked,
     sessions: Sessions,
     metrics: Metrics,
     token_catch_ups: Semaphore,
@@ -132,7 +136,17 @@ impl AppState {
         let token_catch_ups = Semaphore::new(TOKEN_CATCH_UPS_AT_A_TIME);
         let bulk = Arc::new(Semaphore::new(bulk::BULK_AT_A_TIME));
         let streams = Arc::new(Semaphore::new(bulk::paced::STREAMS_AT_A_TIME));
-        Ok(Self { shared: Arc::new(Shared { cluster, sessions, metrics, token_catch_ups, bulk, streams }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                cluster,
+                asked: settings.asked,
+                sessions,
+                metrics,
+                token_catch_ups,
+                bulk,
+                streams,
+            }),
+        })
     }
 
     /// Replication.
@@ -143,6 +157,10 @@ impl AppState {
     /// The gateways connected here.
     pub fn sessions(&self) -> &Sessions {
         &self.shared.sessions
+    }
+
+    fn asked(&self) -> &Asked {
+        &self.shared.asked
     }
 
     fn metrics(&self) -> &Metrics {

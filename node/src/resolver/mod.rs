@@ -25,8 +25,10 @@ pub mod zone;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use allowlist::DomainName;
 use hickory_resolver::config::ProtocolConfig;
 use tokio_util::sync::CancellationToken;
 
@@ -134,11 +136,34 @@ pub enum SettingsError {
     },
 }
 
+/// How many upstreams a name is asked of; by default one.
+#[derive(Clone)]
+pub struct Asked(Arc<dyn Fn(&DomainName) -> usize + Send + Sync>);
+
+impl Asked {
+    /// By the settings of this node.
+    pub fn count(&self, name: &DomainName) -> usize {
+        (self.0)(name)
+    }
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self(Arc::new(|_| 1))
+    }
+}
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Asked")
+    }
+}
+
 /// A resolver with checked settings.
 #[derive(Debug)]
 pub struct Resolver {
     settings: Settings,
-    upstreams: Upstreams,
+    upstreams: Arc<Upstreams>,
     metrics: Metrics,
     record: Record,
 }
@@ -155,8 +180,14 @@ impl Resolver {
         }
         let system = if settings.upstreams.is_empty() { system_upstreams()? } else { Vec::new() };
         let general = if settings.upstreams.is_empty() { &system } else { &settings.upstreams };
-        let upstreams = Upstreams::new(general, &settings)?;
+        let upstreams = Arc::new(Upstreams::new(general, &settings)?);
         Ok(Self { settings, upstreams, metrics, record: Record::default() })
+    }
+
+    /// How many upstreams the settings name for each domain; for those who show what upstreams said.
+    pub fn asked(&self) -> Asked {
+        let upstreams = Arc::clone(&self.upstreams);
+        Asked(Arc::new(move |name| upstreams.of(name).upstreams.len()))
     }
 
     /// Resolves whenever this node leads, until `shutdown`.

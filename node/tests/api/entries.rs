@@ -149,7 +149,7 @@ async fn search_finds_texts_in_any_case_and_what_covers_an_address() {
     assert_eq!(resolution["state"], "ok");
     assert_eq!(
         resolution["addresses"],
-        json!([{"address": "9.9.9.77", "first_seen": "2023-11-14T22:13:20Z", "ttl_s": 30, "upstreams": ["a"]}])
+        json!([{"address": "9.9.9.77", "first_seen": "2023-11-14T22:13:20Z", "ttl_s": 30, "upstreams": ["a"], "single_upstream": false}])
     );
 }
 

@@ -5,6 +5,8 @@ export interface Address {
   first_seen: string;
   ttl_s: number;
   upstreams: string[];
+  /** The name is asked of several upstreams, and only one gives the address. */
+  single_upstream: boolean;
 }
 
 export interface Resolution {
