@@ -35,7 +35,7 @@ pub(super) struct Wire {
 
 enum Way {
     Plain(Plain),
-    Kept(Kept),
+    Kept(Box<Kept>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Wire {
         let way = match endpoint.transport {
             Transport::Plain => Way::Plain(Plain::new(endpoint.address, timeout)),
             Transport::Tls { .. } | Transport::Https { .. } => {
-                Way::Kept(Kept::new(endpoint, timeout, trust.client()))
+                Way::Kept(Box::new(Kept::new(endpoint, timeout, trust.client())))
             }
         };
         Self { way, timeout, without_edns_until: Mutex::new(None) }

@@ -71,7 +71,7 @@ fn zones_that_cannot_work_are_refused_by_name() {
     let crowd = (0..=MAX_ZONES).map(|n| zone(&format!("n{n}.test"), one.clone())).collect();
     for (zones, said) in [
         (vec![zone("corp.test", Vec::new())], "no upstreams for corp.test"),
-        (vec![zone("corp.test", one.clone()), zone("corp.test", one.clone())], "corp.test twice"),
+        (vec![zone("corp.test", one.clone()), zone("corp.test", one)], "corp.test twice"),
         (vec![zone("corp.test", many)], "names 17 servers"),
         (crowd, "names 65 domains"),
     ] {

@@ -178,7 +178,8 @@ impl Memory {
         let since = *told.differ_since.get_or_insert(now);
         let settled = now.saturating_sub(since) >= GIVERS_SETTLE;
         let due = told.last.is_none_or(|last| now.saturating_sub(last) >= GIVERS_TOLD_EVERY);
-        if !writes && !(settled && due) {
+        let tell = writes || (settled && due);
+        if !tell {
             return BTreeMap::new();
         }
         *told = Told { last: Some(now), differ_since: None };

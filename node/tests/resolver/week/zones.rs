@@ -50,7 +50,7 @@ impl Zone {
             number,
             ttl_s: *[0, 20, 60, 300, 86_400].choose(random).expect("not empty"),
             addresses: Vec::new(),
-            rotates: number % 6 == 0,
+            rotates: number.is_multiple_of(6),
             trouble: Trouble::None,
             trouble_until: Duration::ZERO,
             next_event: Duration::ZERO,
