@@ -2,6 +2,7 @@
 
 mod kept;
 mod plain;
+mod udp;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

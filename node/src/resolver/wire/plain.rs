@@ -7,32 +7,26 @@ use hickory_proto::op::{DnsRequest, DnsResponse};
 use hickory_resolver::net::DnsHandle;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::tcp::TcpClientStream;
-use hickory_resolver::net::udp::UdpClientStream;
-use hickory_resolver::net::xfer::DnsRequestSender;
 
-use super::{SENDS_PER_QUESTION, first};
+use super::first;
+use super::udp::Udp;
 use crate::resolver::answer::Failure;
 
 pub(super) struct Plain {
     address: SocketAddr,
     timeout: Duration,
+    udp: Udp,
     provider: TokioRuntimeProvider,
 }
 
 impl Plain {
     pub(super) fn new(address: SocketAddr, timeout: Duration) -> Self {
-        Self { address, timeout, provider: TokioRuntimeProvider::new() }
+        Self { address, timeout, udp: Udp::new(address, timeout), provider: TokioRuntimeProvider::new() }
     }
 
     pub(super) async fn ask(&self, request: DnsRequest, questions: &mut u32) -> Result<DnsResponse, Failure> {
         *questions += 1;
-        // Each send has a socket and a random port of its own, so that answers are hard to forge.
-        let mut udp = UdpClientStream::builder(self.address, self.provider.clone())
-            .with_timeout(Some(self.timeout))
-            .with_max_retries(SENDS_PER_QUESTION)
-            .with_os_port_selection(true)
-            .build();
-        let response = answer(first(udp.send_message(request.clone())).await)?;
+        let response = self.udp.ask(&request).await?;
         if !response.metadata.truncation {
             return Ok(response);
         }
