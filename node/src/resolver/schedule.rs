@@ -112,6 +112,12 @@ impl Schedule {
         self.names.contains_key(name)
     }
 
+    /// True when there are names nobody has asked for yet.
+    pub fn has_new(&mut self) -> bool {
+        self.drop_stale();
+        !self.new.is_empty()
+    }
+
     /// The moment the next name is due; `None` when all names are being asked for, or there is none.
     pub fn next_due(&mut self) -> Option<Duration> {
         self.drop_stale();

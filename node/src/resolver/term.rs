@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use allowlist::{DomainName, Revision, Target};
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, FutureExt as _, join_all};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use raft_store::FeatureLevel;
 use raft_store::command::{BatchReply, Command, NameStatus, Operation, Origin, ResolutionUpdate};
 use raft_store::reader::StateReader;
@@ -27,6 +28,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const TERM_PAUSE: Duration = Duration::from_millis(20);
 /// Batches of changes read at a time while following the state.
 const FOLLOW_BATCHES: usize = 1_000;
+/// Names that become due are taken up together, as often as this: one wake-up for many is most of what makes a name cheap.
+const BATCH_INTERVAL: Duration = Duration::from_millis(20);
 /// How often the names are counted by state.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -49,10 +52,7 @@ pub(super) async fn serve(resolver: &Resolver, cluster: &Cluster) {
                 }
                 term.follow();
             }
-            Some(answered) = term.lookups.join_next() => match answered {
-                Ok(looked) => term.weigh(looked),
-                Err(error) => tracing::error!(%error, "a lookup ended unexpectedly"),
-            },
+            Some(looked) = term.lookups.next() => term.weigh(looked),
             Some(written) = term.writes.join_next() => match written {
                 Ok((found, result)) => {
                     term.written(found, &result);
@@ -80,7 +80,11 @@ struct Term<'a> {
     /// Every change up to this revision is in the schedule.
     followed: Revision,
     counted: Option<Revision>,
-    lookups: JoinSet<Looked>,
+    /// Before that no name is taken up but new ones.
+    next_batch: Duration,
+    /// All within the task of the term: what they wait for comes by the hundred, and each task of its own would be woken
+    /// and moved between processors for it.
+    lookups: FuturesUnordered<BoxFuture<'static, Looked>>,
     /// Waiting for the write under way to end.
     found: Vec<Found>,
     /// At most one at a time: what is found meanwhile shares the next one.
@@ -113,7 +117,8 @@ impl<'a> Term<'a> {
             memories: HashMap::new(),
             followed: 0,
             counted: None,
-            lookups: JoinSet::new(),
+            next_batch: Duration::ZERO,
+            lookups: FuturesUnordered::new(),
             found: Vec::new(),
             writes: JoinSet::new(),
         };
@@ -174,15 +179,20 @@ impl<'a> Term<'a> {
 
     /// Starts what is due and allowed; returns when to look again if nothing else happens.
     fn start_lookups(&mut self) -> Option<Instant> {
+        let now = self.started.elapsed();
+        if now < self.next_batch && !self.schedule.has_new() {
+            return self.schedule.next_due().map(|due| self.started + due.max(self.next_batch));
+        }
+        self.next_batch = now + BATCH_INTERVAL;
         while self.lookups.len() < self.resolver.settings.max_lookups {
             let now = self.started.elapsed();
             let Some(turn) = self.schedule.take(now) else {
-                return self.schedule.next_due().map(|due| self.started + due);
+                return self.schedule.next_due().map(|due| self.started + due.max(self.next_batch));
             };
             let started = self.started;
             let upstreams = self.resolver.upstreams.of(&turn.name).upstreams.clone();
             let metrics = self.resolver.metrics.clone();
-            self.lookups.spawn(async move {
+            let lookup = async move {
                 let (v4, v6) = tokio::join!(
                     ask_all(&upstreams, &turn.name, Family::V4),
                     ask_all(&upstreams, &turn.name, Family::V6),
@@ -194,7 +204,8 @@ impl<'a> Term<'a> {
                     |lookups: Vec<Lookup>| lookups.into_iter().map(|lookup| lookup.answer).collect();
                 let round = Round { at: moment(started), v4: answers(v4), v6: answers(v6) };
                 Looked { turn, round }
-            });
+            };
+            self.lookups.push(lookup.boxed());
         }
         None
     }
