@@ -82,6 +82,15 @@ try {
     await row("api.example.test").getByText("<img").waitFor();
     assert.equal(await page.evaluate(() => window.hurt), undefined);
   });
+  await step("a domain says how its lookups go", async () => {
+    const state = row("api.example.test").getByTestId("name-state");
+    await state.locator("summary").click();
+    await state.getByText("last answer: none yet").waitFor();
+    await state.getByText("last error: 127.0.0.1:9").waitFor();
+    await state.getByText("asked again: ").waitFor();
+    if (process.env.SCREENSHOT_NAMES) await page.screenshot({ path: process.env.SCREENSHOT_NAMES });
+    await state.locator("summary").click();
+  });
   await step("the search narrows the list", async () => {
     await page.getByLabel("Search").fill("payment");
     await until("one row is left", async () => (await row("api.example.test").count()) === 0);
