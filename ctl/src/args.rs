@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use allowlist::{EntryId, PortRange, Target};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::audit::{Audit, Cuts};
 use crate::denied::Denied;
 use crate::expiry::Ends;
 use crate::names::Names;
@@ -95,6 +96,10 @@ pub(crate) enum Command {
     Status,
     /// Show what gateways denied, and what the list says of it now.
     Denied(Denied),
+    /// Show who changed what, newest first.
+    Audit(Audit),
+    /// Show connections that gateways cut because of a change, and what they had moved. Each node has those of its gateways.
+    Cuts(Cuts),
     /// Show who moves most: source hosts, or entries.
     Top(Top),
     /// Nodes of the cluster: add, replace, remove.

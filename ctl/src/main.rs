@@ -7,6 +7,7 @@
 //! Exit codes: 0 done, 1 refused by the server or not found, 2 wrong usage (clap's), 3 no answer from any server.
 
 mod args;
+mod audit;
 mod client;
 mod cluster;
 mod denied;
@@ -84,6 +85,8 @@ async fn run(mut args: Args) -> anyhow::Result<()> {
         Command::Names(wanted) => names::run(&client, output, &wanted).await?,
         Command::Status => print::status(output, &client.get("/status").await?),
         Command::Denied(wanted) => denied::run(&client, output, &wanted).await?,
+        Command::Audit(wanted) => audit::audit(&client, output, &wanted).await?,
+        Command::Cuts(wanted) => audit::cuts(&client, output, &wanted).await?,
         Command::Top(top) => top::run(&client, output, &top).await?,
         Command::Export { file, format } => transfer::export(&client, file.as_deref(), format).await?,
         Command::Import { file, format, dry_run } => {
