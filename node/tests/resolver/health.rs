@@ -10,8 +10,8 @@ use node::resolver::trust::Trust;
 use tokio::net::UdpSocket;
 
 use crate::authority::Authority;
-use crate::names::{DEADLINE, NAME, Site, addresses, asked_again};
 use crate::plain;
+use crate::site::{DEADLINE, NAME, Site, addresses, asked_again};
 
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let wait = async {

@@ -5,10 +5,13 @@
 mod authority;
 mod encrypted;
 mod health;
+mod hostile;
+mod knot;
 mod leader;
 mod lookup;
 mod names;
 mod relay;
+mod site;
 mod unbound;
 mod week;
 mod zones;

@@ -7,7 +7,7 @@ use node::resolver::endpoint::Endpoint;
 use node::resolver::{MAX_ZONES, Metrics, Resolver, Settings, ZoneSettings};
 
 use crate::authority::{Authority, Behaviour};
-use crate::names::{Site, asked_again};
+use crate::site::{Site, asked_again};
 
 fn zone(domain: &str, authorities: &[&Authority]) -> ZoneSettings {
     ZoneSettings {
