@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 mod complement;
 mod embedded;
+mod quick;
 mod table;
 
 pub use embedded::{NAT64_PREFIX, TEREDO_PREFIX};
@@ -87,6 +88,9 @@ pub fn classify(address: IpAddr) -> AddressClass {
 /// # Errors
 /// [`Refusal`] naming the block.
 pub fn check_address(address: IpAddr) -> Result<(), Refusal> {
+    if quick::is_plainly_public(address) {
+        return Ok(());
+    }
     check_network(IpNet::from(address))
 }
 

@@ -89,7 +89,7 @@ impl Wire {
             Way::Plain(plain) => plain.ask(request, questions).await?,
             Way::Kept(kept) => {
                 *questions += 1;
-                kept.ask(request).await?
+                Box::pin(kept.ask(request)).await?
             }
         };
         // Streams are told apart by a number only; and who did not understand a question need not repeat it.

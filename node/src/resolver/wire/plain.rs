@@ -31,6 +31,11 @@ impl Plain {
             return Ok(response);
         }
         *questions += 1;
+        // Rare, and large: it should not weigh on every lookup.
+        Box::pin(self.over_tcp(request)).await
+    }
+
+    async fn over_tcp(&self, request: DnsRequest) -> Result<DnsResponse, Failure> {
         let connection =
             TcpClientStream::exchange(self.address, None, self.timeout, None, self.provider.clone());
         let tcp = tokio::time::timeout(self.timeout, connection)
