@@ -15,7 +15,7 @@ pub const MAX_LABEL_BYTES: usize = 63;
 /// A domain name in canonical form: IDNA ASCII, lower case, no trailing dot, at least two labels.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(into = "String")]
-pub struct DomainName(String);
+pub struct DomainName(Box<str>);
 
 impl DomainName {
     /// The canonical text.
@@ -50,7 +50,7 @@ impl DomainName {
         if labels < 2 {
             return Err("a domain name needs at least two labels, as in example.com");
         }
-        Ok(Self(name.to_owned()))
+        Ok(Self(name.into()))
     }
 }
 
@@ -85,7 +85,7 @@ impl TryFrom<String> for DomainName {
 
 impl From<DomainName> for String {
     fn from(name: DomainName) -> Self {
-        name.0
+        name.0.into_string()
     }
 }
 

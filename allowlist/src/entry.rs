@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::ports::Ports;
 use crate::target::Target;
+use crate::texts::{Labels, SharedText};
 
 /// Most characters in a comment, owner or ticket.
 pub const MAX_TEXT_CHARS: usize = 1_000;
@@ -46,15 +47,15 @@ pub struct Entry {
     /// Protected entries can be neither deleted nor weakened.
     pub protected: bool,
     /// Why it exists, free text.
-    pub comment: String,
+    pub comment: Box<str>,
     /// Who answers for it.
-    pub owner: String,
+    pub owner: SharedText,
     /// The request it came from.
-    pub ticket: String,
+    pub ticket: SharedText,
     /// Free key/value pairs.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Name of the token that added it.
-    pub created_by: String,
+    pub created_by: SharedText,
     /// When it was added, Unix milliseconds.
     pub created_at_ms: u64,
     /// When it ends by itself, Unix milliseconds; `None` for never.
@@ -100,4 +101,17 @@ pub fn check_texts(
         chars("labels value", value, MAX_LABEL_CHARS)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an allocator gives out in one piece, with the two counts of an `Arc`.
+    const ROOM_BYTES: usize = 160 - 2 * size_of::<usize>();
+
+    #[test]
+    fn a_million_entries_take_160_bytes_each_beside_their_comments() {
+        assert!(size_of::<Entry>() <= ROOM_BYTES, "{} bytes", size_of::<Entry>());
+    }
 }

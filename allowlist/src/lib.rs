@@ -2,7 +2,7 @@
 //!
 //! Map, in the order a write passes through:
 //! [`target`] and [`ports`] parse what a person typed, [`class`] refuses addresses that are not globally
-//! reachable, [`entry`] is what a person added, [`element`] is one prefix with ports as a gateway enforces it,
+//! reachable, [`entry`] is what a person added (its [`texts`] take little room), [`element`] is one prefix with ports as a gateway enforces it,
 //! [`published`] is the reference-counted set of elements, [`change`] is one step of it, [`digest`] proves that
 //! two sides hold the same set, [`feed`] frames it for the way to a gateway, [`codec`] puts frames into bytes.
 //!
@@ -19,6 +19,7 @@ pub mod feed;
 pub mod ports;
 pub mod published;
 pub mod target;
+pub mod texts;
 
 pub use change::{Change, Revision};
 pub use class::{AddressClass, Refusal, SpecialRange};
@@ -28,3 +29,4 @@ pub use entry::{Entry, EntryId};
 pub use ports::{PortRange, Ports, Protocol};
 pub use published::Published;
 pub use target::{DomainName, Target, TargetError};
+pub use texts::{Labels, SharedText};

@@ -136,12 +136,12 @@ impl From<PortRange> for String {
 /// and touching ranges joined, so that equal restrictions compare equal: with the target it is an entry's natural key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "Vec<PortRange>", into = "Vec<PortRange>")]
-pub struct Ports(Vec<PortRange>);
+pub struct Ports(Option<Box<[PortRange]>>);
 
 impl Ports {
     /// No restriction.
     pub const fn all() -> Self {
-        Self(Vec::new())
+        Self(None)
     }
 
     /// Sorts and joins `ranges`. An empty list means no restriction.
@@ -166,17 +166,17 @@ impl Ports {
         if count > MAX_PORTS_PER_ENTRY {
             return Err(PortsError::TooMany(count));
         }
-        Ok(Self(joined))
+        Ok(Self((!joined.is_empty()).then(|| joined.into_boxed_slice())))
     }
 
     /// True when every protocol and port is meant.
     pub fn is_all(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 
     /// The ranges, sorted and disjoint; empty when every port is meant.
     pub fn ranges(&self) -> &[PortRange] {
-        &self.0
+        self.0.as_deref().unwrap_or_default()
     }
 }
 
@@ -190,7 +190,7 @@ impl TryFrom<Vec<PortRange>> for Ports {
 
 impl From<Ports> for Vec<PortRange> {
     fn from(ports: Ports) -> Self {
-        ports.0
+        ports.0.map(Vec::from).unwrap_or_default()
     }
 }
 

@@ -21,7 +21,7 @@ use crate::command::{
 use crate::features::FeatureLevel;
 use crate::history::{AddressChange, History, MAX_CHANGES_OF_ALL};
 use crate::kept::{KeptAnswer, KeptName, MAX_KEPT_REPLIES, Now, name_of};
-use crate::state::{AppliedBatch, Event, EventKind, Resolution, State};
+use crate::state::{AppliedBatch, Event, EventKind, Resolution, Resolved, State};
 
 pub use impact::Impact;
 
@@ -47,9 +47,10 @@ impl State {
         let mut replies = Vec::with_capacity(batch.operations.len());
         for (operation, position) in batch.operations.iter().zip(0..) {
             step.position = position;
+            let origin = Arc::new(operation.origin.clone());
             replies.push(match &operation.command {
-                Command::Once(once) => step.once(&operation.origin, once),
-                command => step.run(&operation.origin, command),
+                Command::Once(once) => step.once(&origin, once),
+                command => step.run(&origin, command),
             });
         }
         let Step { events, touched, kept, drained, .. } = step;
@@ -109,7 +110,6 @@ impl State {
     /// after the resolutions.
     pub(crate) fn link(&mut self, entry: Arc<Entry>, mut published: impl FnMut(Element)) {
         let id = entry.id;
-        self.by_key.insert((entry.target.clone(), entry.ports.clone()), id);
         for element in elements(&entry, self.resolved(&entry)) {
             if self.published.claim(element, id) {
                 published(element);
@@ -121,7 +121,7 @@ impl State {
     /// Puts `entry` in the place of the one with its id, if there is one.
     pub(crate) fn put(&mut self, entry: Arc<Entry>) {
         let (id, ends) = (entry.id, entry.expires_at_ms);
-        let before = self.entries.insert(id, entry).and_then(|before| before.expires_at_ms);
+        let before = self.entries.insert(entry).and_then(|before| before.expires_at_ms);
         if before != ends {
             before.map(|at_ms| self.expiring.remove(&(at_ms, id)));
             ends.map(|at_ms| self.expiring.insert((at_ms, id)));
@@ -185,7 +185,7 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn run(&mut self, origin: &Origin, command: &Command) -> Reply {
+    fn run(&mut self, origin: &Arc<Origin>, command: &Command) -> Reply {
         match command {
             Command::AddEntry(new) => self.add_entry(origin, new),
             Command::RemoveEntry { id } => self.remove_entry(origin, *id),
@@ -218,13 +218,13 @@ impl Step<'_> {
                 Reply::Done
             }
             Command::RecordMember(event) => {
-                self.tell(origin, EventKind::Member(event.clone()));
+                self.tell(origin, EventKind::Member(Box::new(event.clone())));
                 Reply::Done
             }
         }
     }
 
-    fn once(&mut self, origin: &Origin, once: &OnceCommand) -> Reply {
+    fn once(&mut self, origin: &Arc<Origin>, once: &OnceCommand) -> Reply {
         let name = name_of(&origin.actor, &once.key);
         let now = Now { at_ms: self.at_ms, revision: self.state.revision };
         if let Some(known) = self.state.kept.find(&name, now) {
@@ -248,7 +248,12 @@ impl Step<'_> {
         Reply::Once { replayed: false, at_ms, revision, replies }
     }
 
-    fn set_resolution(&mut self, origin: &Origin, domain: &DomainName, update: &ResolutionUpdate) -> Reply {
+    fn set_resolution(
+        &mut self,
+        origin: &Arc<Origin>,
+        domain: &DomainName,
+        update: &ResolutionUpdate,
+    ) -> Reply {
         // A name is here exactly while an entry names it.
         let Some(known) = self.state.resolutions.get(domain).cloned() else { return Reply::Unchanged };
         let mut next = Resolution::clone(&known);
@@ -294,8 +299,8 @@ impl Step<'_> {
             self.state.remembered = self.state.remembered + history.changes().len() - before;
             self.state.histories.insert(domain.clone(), Arc::new(history));
         }
-        let status = next.status.clone();
         let owners: Vec<Arc<Entry>> = self.state.entries_of(domain).cloned().collect();
+        let status = next.status.clone();
         self.state.resolutions.insert(domain.clone(), Arc::new(next));
         for owner in &owners {
             for element in elements(owner, added.clone()) {
@@ -305,11 +310,12 @@ impl Step<'_> {
                 self.release(element, owner.id, Loss::Retired);
             }
         }
-        self.tell(origin, EventKind::Resolved { domain: domain.clone(), added, retired, status });
+        let resolved = Resolved { domain: domain.clone(), added, retired, status };
+        self.tell(origin, EventKind::Resolved(Box::new(resolved)));
         Reply::Done
     }
 
-    fn add_token(&mut self, origin: &Origin, token: &Token) -> Reply {
+    fn add_token(&mut self, origin: &Arc<Origin>, token: &Token) -> Reply {
         // Decided here and not before the write: of two writers with the same name, one must be told.
         if let Some(there) = self.state.tokens.get(&token.name) {
             if there.sha256 == token.sha256 {
@@ -322,7 +328,7 @@ impl Step<'_> {
         Reply::Done
     }
 
-    fn remove_token(&mut self, origin: &Origin, name: &str) -> Reply {
+    fn remove_token(&mut self, origin: &Arc<Origin>, name: &str) -> Reply {
         if !self.state.tokens.contains_key(name) {
             return Reply::Refused(CommandRefusal::NoSuchToken(name.to_owned()));
         }
@@ -354,8 +360,8 @@ impl Step<'_> {
         }
     }
 
-    fn tell(&mut self, origin: &Origin, kind: EventKind) {
-        self.events.push(Event { origin: origin.clone(), kind });
+    fn tell(&mut self, origin: &Arc<Origin>, kind: EventKind) {
+        self.events.push(Event { origin: Arc::clone(origin), kind });
     }
 }
 

@@ -9,7 +9,7 @@ mod kinds;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use allowlist::{DomainName, Entry, EntryId, Ports, Target};
+use allowlist::{DomainName, Entry, EntryId, Labels, Ports, SharedText, Target};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -178,13 +178,13 @@ pub struct NewEntry {
     /// See [`allowlist::Entry`].
     pub protected: bool,
     /// See [`allowlist::Entry`].
-    pub comment: String,
+    pub comment: Box<str>,
     /// See [`allowlist::Entry`].
-    pub owner: String,
+    pub owner: SharedText,
     /// See [`allowlist::Entry`].
-    pub ticket: String,
+    pub ticket: SharedText,
     /// See [`allowlist::Entry`].
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// See [`allowlist::Entry`].
     pub expires_at_ms: Option<u64>,
 }
@@ -194,7 +194,7 @@ impl NewEntry {
     pub fn made_by(self, created_by: &str, created_at_ms: u64) -> Entry {
         let Self { id, target, ports, protected, comment, owner, ticket, labels, expires_at_ms } = self;
         let expires_at_ms = expires_at_ms.filter(|_| !protected);
-        let created_by = created_by.to_owned();
+        let created_by = created_by.into();
         Entry {
             id,
             target,
@@ -217,13 +217,13 @@ pub struct EntryUpdate {
     /// `Some(true)` protects; `Some(false)` on a protected entry is refused.
     pub protected: Option<bool>,
     /// New comment.
-    pub comment: Option<String>,
+    pub comment: Option<Box<str>>,
     /// New owner.
-    pub owner: Option<String>,
+    pub owner: Option<SharedText>,
     /// New ticket.
-    pub ticket: Option<String>,
+    pub ticket: Option<SharedText>,
     /// New labels, all of them.
-    pub labels: Option<BTreeMap<String, String>>,
+    pub labels: Option<Labels>,
 }
 
 /// The difference a lookup made.

@@ -1,5 +1,7 @@
 //! The replicated state in memory, and what is told of its changes. The only door into it is [`State::apply`].
 
+mod entries;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use crate::command::{MemberEvent, NameStatus, Origin, SeenAddress, Token};
 use crate::features::FeatureLevel;
 use crate::history::History;
 use crate::kept::{Kept, KeptName};
+
+pub use entries::Entries;
 
 /// What is known of a domain's addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -35,9 +39,7 @@ pub struct State {
     pub(crate) cluster: Option<Uuid>,
     pub(crate) features: FeatureLevel,
     pub(crate) revision: Revision,
-    pub(crate) entries: OrdMap<EntryId, Arc<Entry>>,
-    /// Natural key to entry. Ordered by target first, so the entries of one domain stand together.
-    pub(crate) by_key: OrdMap<(Target, Ports), EntryId>,
+    pub(crate) entries: Entries,
     pub(crate) resolutions: OrdMap<DomainName, Arc<Resolution>>,
     pub(crate) published: Published,
     pub(crate) tokens: OrdMap<String, Token>,
@@ -73,8 +75,8 @@ pub struct AppliedBatch {
 /// checkpoint relies on it to know which keys to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Who caused it.
-    pub origin: Origin,
+    /// Who caused it; the events of one operation share it.
+    pub origin: Arc<Origin>,
     /// What.
     pub kind: EventKind,
 }
@@ -91,16 +93,7 @@ pub enum EventKind {
     /// A removal or weakening of a protected entry was refused.
     ProtectedRefused(EntryId),
     /// A domain's addresses or status changed.
-    Resolved {
-        /// The name.
-        domain: DomainName,
-        /// Addresses that joined.
-        added: Vec<IpAddr>,
-        /// Addresses that left.
-        retired: Vec<IpAddr>,
-        /// How it stands now.
-        status: NameStatus,
-    },
+    Resolved(Box<Resolved>),
     /// A token was made or replaced.
     TokenAdded(String),
     /// A token was removed.
@@ -110,7 +103,21 @@ pub enum EventKind {
     /// The cluster agreed on a feature level.
     FeaturesRaised(FeatureLevel),
     /// A change of the membership.
-    Member(MemberEvent),
+    Member(Box<MemberEvent>),
+}
+
+/// What became of a domain. Apart from the others, so that a million entries that were added do not each take its room in
+/// the history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The name.
+    pub domain: DomainName,
+    /// Addresses that joined.
+    pub added: Vec<IpAddr>,
+    /// Addresses that left.
+    pub retired: Vec<IpAddr>,
+    /// How it stands now.
+    pub status: NameStatus,
 }
 
 impl State {
@@ -130,7 +137,7 @@ impl State {
     }
 
     /// All entries by id (which is by creation time).
-    pub fn entries(&self) -> &OrdMap<EntryId, Arc<Entry>> {
+    pub fn entries(&self) -> &Entries {
         &self.entries
     }
 
@@ -141,18 +148,12 @@ impl State {
 
     /// The entry with this natural key.
     pub fn entry_by_key(&self, target: &Target, ports: &Ports) -> Option<&Arc<Entry>> {
-        self.by_key.get(&(target.clone(), ports.clone())).and_then(|id| self.entries.get(id))
+        self.entries.get_by_key(target, ports)
     }
 
     /// The entries that name `domain`, one for each set of ports.
-    pub fn entries_of<'a>(&'a self, domain: &DomainName) -> impl Iterator<Item = &'a Arc<Entry>> + 'a {
-        let target = Target::Domain(domain.clone());
-        // No port restriction sorts first.
-        let first = (target.clone(), Ports::all());
-        self.by_key
-            .range(first..)
-            .take_while(move |((found, _), _)| *found == target)
-            .filter_map(|(_, id)| self.entries.get(id))
+    pub fn entries_of(&self, domain: &DomainName) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.of_target(Target::Domain(domain.clone()))
     }
 
     /// What DNS said of the domains in the list. A name is here exactly while an entry names it.
@@ -184,5 +185,16 @@ impl State {
     /// API tokens by name.
     pub fn tokens(&self) -> &OrdMap<String, Token> {
         &self.tokens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The history holds up to half a million of them ([`crate::reader::HISTORY_CHANGES`]).
+    #[test]
+    fn an_event_is_a_few_pointers() {
+        assert!(size_of::<Event>() <= 40, "{} bytes", size_of::<Event>());
     }
 }

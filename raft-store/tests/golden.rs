@@ -20,14 +20,13 @@ fn every_command() -> Batch {
         target: "a.io".parse::<Target>().unwrap(),
         ports: Ports::new(vec!["tcp/443".parse().unwrap()]).unwrap(),
         protected: true,
-        comment: "c".to_owned(),
-        owner: "o".to_owned(),
-        ticket: "t".to_owned(),
-        labels: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        comment: "c".into(),
+        owner: "o".into(),
+        ticket: "t".into(),
+        labels: BTreeMap::from([("k".to_owned(), "v".to_owned())]).into(),
         expires_at_ms: Some(9),
     };
-    let update =
-        EntryUpdate { protected: Some(true), comment: Some("d".to_owned()), ..EntryUpdate::default() };
+    let update = EntryUpdate { protected: Some(true), comment: Some("d".into()), ..EntryUpdate::default() };
     let seen = SeenAddress { first_seen_ms: 7, ttl_s: 60, upstreams: BTreeSet::from(["u".to_owned()]) };
     let resolution = |status| ResolutionUpdate {
         seen: BTreeMap::from([("1.1.1.1".parse().unwrap(), seen.clone())]),

@@ -33,10 +33,10 @@ fn new_entry(number: u128, target: &str, ports: Ports) -> NewEntry {
     NewEntry {
         ports,
         protected: number == 2,
-        comment: format!("comment {number}, \"quoted\" and 中文"),
-        owner: "platform".to_owned(),
-        ticket: format!("OPS-{number}"),
-        labels: BTreeMap::from([("team".to_owned(), "payments".to_owned())]),
+        comment: format!("comment {number}, \"quoted\" and 中文").into(),
+        owner: "platform".into(),
+        ticket: format!("OPS-{number}").into(),
+        labels: BTreeMap::from([("team".to_owned(), "payments".to_owned())]).into(),
         ..common::new_entry(number, target)
     }
 }
@@ -59,8 +59,7 @@ fn resolved(domain: &str, seen: &[&str], retire: &[&str], status: NameStatus) ->
 
 /// Every command, in an order in which each changes something.
 fn batches() -> Vec<Batch> {
-    let update =
-        EntryUpdate { comment: Some("new".to_owned()), protected: Some(true), ..EntryUpdate::default() };
+    let update = EntryUpdate { comment: Some("new".into()), protected: Some(true), ..EntryUpdate::default() };
     let once = OnceCommand {
         key: "retry-1".to_owned(),
         fingerprint: [7; 32],

@@ -6,8 +6,8 @@
 use allowlist::{DomainName, Revision};
 use axum::Json;
 use axum::extract::State;
-use raft_store::command::{MemberAction, NameStatus};
-use raft_store::state::{Event, EventKind};
+use raft_store::command::{MemberAction, NameStatus, Origin};
+use raft_store::state::{Event, EventKind, Resolved};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -136,17 +136,8 @@ pub(super) async fn list(
 impl AuditEvent {
     fn new(revision: Revision, at: &str, event: &Event) -> Self {
         let (kind, id, subject) = describe(&event.kind);
-        let origin = event.origin.clone();
-        Self {
-            revision,
-            at: at.to_owned(),
-            actor: origin.actor,
-            remote: origin.remote,
-            request_id: origin.request_id,
-            kind,
-            id,
-            subject,
-        }
+        let Origin { actor, remote, request_id } = Origin::clone(&event.origin);
+        Self { revision, at: at.to_owned(), actor, remote, request_id, kind, id, subject }
     }
 }
 
@@ -174,7 +165,8 @@ fn describe(kind: &EventKind) -> (AuditKind, Option<String>, String) {
             (AuditKind::EntryUpdated, Some(entry.id.to_string()), entry.target.to_string())
         }
         EventKind::ProtectedRefused(id) => (AuditKind::ProtectedRefused, Some(id.to_string()), String::new()),
-        EventKind::Resolved { domain, added, retired, status } => {
+        EventKind::Resolved(event) => {
+            let Resolved { domain, added, retired, status } = &**event;
             (AuditKind::Resolved, None, resolved(domain, added.len(), retired.len(), status))
         }
         EventKind::TokenAdded(name) => (AuditKind::TokenAdded, None, name.clone()),

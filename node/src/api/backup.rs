@@ -216,10 +216,10 @@ fn cut(backup: &Backup) -> Vec<Vec<RestorePart>> {
     for part in backup.parts() {
         let bytes = match &part {
             RestorePart::Entry { entry, resolution } => {
-                let texts = [entry.comment.as_str(), entry.owner.as_str(), entry.ticket.as_str()];
+                let texts = [&*entry.comment, &*entry.owner, &*entry.ticket];
                 let addresses =
                     resolution.as_ref().map_or(0, |known| known.addresses.len() + known.chain.len());
-                text_bytes(texts, &entry.labels) + addresses * ADDRESS_BYTES
+                text_bytes(texts, &*entry.labels) + addresses * ADDRESS_BYTES
             }
             RestorePart::Token(token) => token.name.len(),
         };

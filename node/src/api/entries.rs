@@ -141,12 +141,12 @@ pub(super) async fn list(
     let mut found = state
         .entries()
         .range((after, Bound::Unbounded))
-        .filter(|(_, entry)| search.as_ref().is_none_or(|search| search.finds(entry, &state)));
+        .filter(|entry| search.as_ref().is_none_or(|search| search.finds(entry, &state)));
     let mut last = None;
     let mut entries = Vec::new();
-    for (id, entry) in found.by_ref().take(limit) {
+    for entry in found.by_ref().take(limit) {
         entries.push(EntryView::new(entry, &state, app.asked()));
-        last = Some(*id);
+        last = Some(entry.id);
     }
     let next_cursor = found.next().and(last).map(|id| id.to_string());
     let revision = state.revision();
@@ -305,10 +305,10 @@ impl AddEntry {
             target,
             ports,
             protected: self.protected,
-            comment: self.comment,
-            owner: self.owner,
-            ticket: self.ticket,
-            labels: self.labels,
+            comment: self.comment.into(),
+            owner: self.owner.into(),
+            ticket: self.ticket.into(),
+            labels: self.labels.into(),
             expires_at_ms,
         })
     }
@@ -322,10 +322,10 @@ impl UpdateEntry {
             .map_err(|error| Problem::new(Code::TextTooLong, error.to_string()))?;
         let update = EntryUpdate {
             protected: self.protected,
-            comment: self.comment,
-            owner: self.owner,
-            ticket: self.ticket,
-            labels: self.labels,
+            comment: self.comment.map(Into::into),
+            owner: self.owner.map(Into::into),
+            ticket: self.ticket.map(Into::into),
+            labels: self.labels.map(Into::into),
         };
         let Some(expires_at) = self.expires_at else { return Ok(Command::UpdateEntry { id, update }) };
         let expires_at_ms = expires_at.as_deref().map(expiry::parse).transpose()?;

@@ -49,9 +49,9 @@ async fn what_is_exported_in_any_format_is_imported_to_the_same_list() {
                 target: format!("9.9.{}.{}", last / 200, last % 200).parse().unwrap(),
                 ports: allowlist::Ports::all(),
                 protected: false,
-                comment: format!("number {last}"),
-                owner: String::new(),
-                ticket: String::new(),
+                comment: format!("number {last}").into(),
+                owner: Default::default(),
+                ticket: Default::default(),
                 labels: Default::default(),
                 expires_at_ms: None,
             })])

@@ -33,10 +33,10 @@ pub(crate) fn big_entries(count: u8) -> Vec<Command> {
             target: format!("8.8.8.{last}").parse().unwrap(),
             ports: ports.clone(),
             protected: false,
-            comment: String::new(),
-            owner: String::new(),
-            ticket: String::new(),
-            labels: BTreeMap::new(),
+            comment: Box::default(),
+            owner: Default::default(),
+            ticket: Default::default(),
+            labels: Default::default(),
             expires_at_ms: None,
         })
     };

@@ -71,10 +71,10 @@ impl Site {
             target: name.parse::<Target>().expect("a target"),
             ports: Ports::default(),
             protected: false,
-            comment: String::new(),
-            owner: String::new(),
-            ticket: String::new(),
-            labels: std::collections::BTreeMap::new(),
+            comment: Default::default(),
+            owner: Default::default(),
+            ticket: Default::default(),
+            labels: Default::default(),
             expires_at_ms: None,
         };
         match self.propose(Command::AddEntry(entry)).await {

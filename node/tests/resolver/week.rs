@@ -53,10 +53,10 @@ fn entry(number: u32) -> NewEntry {
         target: Target::Domain(name(number)),
         ports: Ports::default(),
         protected: false,
-        comment: String::new(),
-        owner: String::new(),
-        ticket: String::new(),
-        labels: std::collections::BTreeMap::new(),
+        comment: Default::default(),
+        owner: Default::default(),
+        ticket: Default::default(),
+        labels: Default::default(),
         expires_at_ms: None,
     }
 }

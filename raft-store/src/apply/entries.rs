@@ -9,7 +9,7 @@ use crate::command::{CommandRefusal, EntryUpdate, NewEntry, Origin, Reply};
 use crate::state::{EventKind, Resolution};
 
 impl Step<'_> {
-    pub(super) fn add_entries(&mut self, origin: &Origin, entries: &[NewEntry]) -> Reply {
+    pub(super) fn add_entries(&mut self, origin: &Arc<Origin>, entries: &[NewEntry]) -> Reply {
         let (mut created, mut existing, mut refused) = (0, 0, 0);
         for entry in entries {
             match self.add_entry(origin, entry) {
@@ -21,18 +21,17 @@ impl Step<'_> {
         Reply::AddedMany { created, existing, refused }
     }
 
-    pub(super) fn add_entry(&mut self, origin: &Origin, new: &NewEntry) -> Reply {
-        if let Some(id) = self.state.by_key.get(&(new.target.clone(), new.ports.clone())).copied() {
+    pub(super) fn add_entry(&mut self, origin: &Arc<Origin>, new: &NewEntry) -> Reply {
+        if let Some(entry) = self.state.entry_by_key(&new.target, &new.ports).cloned() {
             // Asking again for more protection, or for longer, gives it: what somebody was promised does not go because
             // somebody else asked for less.
-            if let Some(entry) = self.state.entries.get(&id).cloned() {
-                let protected = entry.protected || new.protected;
-                let longer = entry.expires_at_ms.zip(new.expires_at_ms).map(|(one, other)| one.max(other));
-                let expires_at_ms = longer.filter(|_| !protected);
-                if protected != entry.protected || expires_at_ms != entry.expires_at_ms {
-                    let entry = Entry { protected, expires_at_ms, ..Entry::clone(&entry) };
-                    self.replace_entry(origin, Arc::new(entry));
-                }
+            let id = entry.id;
+            let protected = entry.protected || new.protected;
+            let longer = entry.expires_at_ms.zip(new.expires_at_ms).map(|(one, other)| one.max(other));
+            let expires_at_ms = longer.filter(|_| !protected);
+            if protected != entry.protected || expires_at_ms != entry.expires_at_ms {
+                let entry = Entry { protected, expires_at_ms, ..Entry::clone(&entry) };
+                self.replace_entry(origin, Arc::new(entry));
             }
             return Reply::Added { id, created: false };
         }
@@ -52,7 +51,7 @@ impl Step<'_> {
         Reply::Added { id: new.id, created: true }
     }
 
-    pub(super) fn remove_entry(&mut self, origin: &Origin, id: EntryId) -> Reply {
+    pub(super) fn remove_entry(&mut self, origin: &Arc<Origin>, id: EntryId) -> Reply {
         let Some(entry) = self.state.entries.get(&id).cloned() else {
             return Reply::Refused(CommandRefusal::NoSuchEntry(id));
         };
@@ -64,7 +63,7 @@ impl Step<'_> {
         Reply::Done
     }
 
-    pub(super) fn expire(&mut self, origin: &Origin, ids: &[EntryId]) -> Reply {
+    pub(super) fn expire(&mut self, origin: &Arc<Origin>, ids: &[EntryId]) -> Reply {
         let mut reply = Reply::Unchanged;
         for id in ids {
             let is_over = |entry: &&Arc<Entry>| {
@@ -79,14 +78,13 @@ impl Step<'_> {
     }
 
     /// Takes an entry and everything that only it published out of the state.
-    fn end_entry(&mut self, origin: &Origin, entry: Arc<Entry>) {
+    fn end_entry(&mut self, origin: &Arc<Origin>, entry: Arc<Entry>) {
         let id = entry.id;
         for element in elements(&entry, self.state.resolved(&entry)) {
             self.release(element, id, Loss::Revoked);
         }
-        self.state.entries.remove(&id);
+        self.state.entries.remove(&entry);
         entry.expires_at_ms.map(|at_ms| self.state.expiring.remove(&(at_ms, id)));
-        self.state.by_key.remove(&(entry.target.clone(), entry.ports.clone()));
         // By now it is none of the entries any more.
         let drained = self.state.may_drain(&entry, self.at_ms, |_| true);
         let room = MAX_DRAINED_PER_BATCH.saturating_sub(self.drained.len());
@@ -104,7 +102,7 @@ impl Step<'_> {
 
     pub(super) fn update_entry(
         &mut self,
-        origin: &Origin,
+        origin: &Arc<Origin>,
         id: EntryId,
         update: &EntryUpdate,
         expiry: Option<Option<u64>>,
@@ -139,7 +137,7 @@ impl Step<'_> {
     }
 
     /// Puts `entry` in the place of the one with its id; target and ports are the same, so nothing is published.
-    fn replace_entry(&mut self, origin: &Origin, entry: Arc<Entry>) {
+    fn replace_entry(&mut self, origin: &Arc<Origin>, entry: Arc<Entry>) {
         self.state.put(Arc::clone(&entry));
         self.tell(origin, EventKind::EntryUpdated(entry));
     }

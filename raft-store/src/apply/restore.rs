@@ -11,7 +11,7 @@ use crate::state::{EventKind, Resolution};
 
 impl Step<'_> {
     /// Parts that are in place already count as put there: a restore that broke off is finished by another one.
-    pub(super) fn restore(&mut self, origin: &Origin, parts: &[RestorePart]) -> Reply {
+    pub(super) fn restore(&mut self, origin: &Arc<Origin>, parts: &[RestorePart]) -> Reply {
         let (mut entries, mut tokens) = (0, 0);
         let (mut skipped_tokens, mut refused) = (Vec::new(), Vec::new());
         for part in parts {
@@ -33,7 +33,12 @@ impl Step<'_> {
     }
 
     /// False when another entry has its id or its target and ports.
-    fn restore_entry(&mut self, origin: &Origin, entry: &Entry, resolution: Option<&Resolution>) -> bool {
+    fn restore_entry(
+        &mut self,
+        origin: &Arc<Origin>,
+        entry: &Entry,
+        resolution: Option<&Resolution>,
+    ) -> bool {
         if let Some(there) = self.state.entries.get(&entry.id) {
             return **there == *entry;
         }

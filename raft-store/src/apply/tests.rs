@@ -159,7 +159,7 @@ fn a_protected_entry_is_neither_removed_nor_weakened_and_the_attempt_is_told() {
     let mut state = State::default();
     apply(&mut state, [add_protected(1, "1.1.1.1")]);
     let weaken =
-        EntryUpdate { protected: Some(false), comment: Some("new".to_owned()), ..EntryUpdate::default() };
+        EntryUpdate { protected: Some(false), comment: Some("new".into()), ..EntryUpdate::default() };
     let (applied, replies) =
         apply(&mut state, [remove(1), Command::UpdateEntry { id: id(1), update: weaken }]);
     assert_eq!(replies, vec![Reply::Refused(CommandRefusal::Protected(id(1))); 2]);

@@ -6,7 +6,7 @@ fn bytes<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 fn new_entry() -> NewEntry {
-    NewEntry { comment: "c".to_owned(), ..driving::new_entry(1, "8.8.8.8") }
+    NewEntry { comment: "c".into(), ..driving::new_entry(1, "8.8.8.8") }
 }
 
 const NEW_ENTRY: &[u8] = b"\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x078.8.8.8\0\0\x01c\0\0\0\0";

@@ -24,7 +24,8 @@ use crate::state::{AppliedBatch, EventKind, State};
 use crate::types::{LogId, StoredMembership};
 
 const MARK: &str = "complete";
-const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// Of pages, in memory. They are written once, and read when the store is opened; the state is in memory itself.
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// Keys in one step while a whole generation is written; it does not count before its mark, so it need not be one.
 const WHOLE_STEP_KEYS: usize = 10_000;
 const GIVEN_UP: &str = "the store is closed; the log has it";
@@ -96,8 +97,8 @@ impl Dirty {
             EventKind::EntryUpdated(entry) => {
                 self.entries.insert(entry.id);
             }
-            EventKind::Resolved { domain, .. } => {
-                self.domains.insert(domain.clone());
+            EventKind::Resolved(resolved) => {
+                self.domains.insert(resolved.domain.clone());
             }
             EventKind::TokenAdded(name) | EventKind::TokenRemoved(name) => {
                 self.tokens.insert(name.clone());

@@ -163,7 +163,7 @@ impl Backup {
     /// True when everything in `state` is in this backup too, as it is: a restore of it may begin, or go on where one
     /// broke off.
     pub fn covers(&self, state: &State) -> bool {
-        state.entries().iter().all(|(id, entry)| self.state.entries().get(id) == Some(entry))
+        state.entries().values().all(|entry| self.state.entries().get(&entry.id) == Some(entry))
     }
 }
 

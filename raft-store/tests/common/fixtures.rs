@@ -1,8 +1,6 @@
 //! Entries and what a small world of them is made of.
 
-use std::collections::BTreeMap;
-
-use allowlist::{EntryId, Ports};
+use allowlist::{EntryId, Labels, Ports, SharedText};
 use raft_store::command::NewEntry;
 use uuid::Uuid;
 
@@ -29,10 +27,10 @@ pub(crate) fn new_entry(id: u128, target: &str) -> NewEntry {
         target: target.parse().unwrap(),
         ports: Ports::all(),
         protected: false,
-        comment: String::new(),
-        owner: String::new(),
-        ticket: String::new(),
-        labels: BTreeMap::new(),
+        comment: Box::default(),
+        owner: SharedText::default(),
+        ticket: SharedText::default(),
+        labels: Labels::default(),
         expires_at_ms: None,
     }
 }

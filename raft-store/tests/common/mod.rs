@@ -43,7 +43,7 @@ pub fn log_id(index: u64) -> LogId {
 /// A log entry that adds `8.0.0.0 + index`.
 pub fn entry(index: u64) -> Entry {
     let address = Ipv4Addr::from(0x0800_0000 + index as u32).to_string();
-    let new = NewEntry { comment: "x".repeat(200), ..new_entry(index.into(), &address) };
+    let new = NewEntry { comment: "x".repeat(200).into(), ..new_entry(index.into(), &address) };
     let command = Command::AddEntry(new);
     let operations = vec![Operation { origin: Origin::default(), command }];
     Entry { log_id: log_id(index), payload: EntryPayload::Normal(Batch { at_ms: index, operations }) }

@@ -29,7 +29,7 @@ fn command(rng: &mut Rng, state: &State) -> Command {
         0..8 => Command::AddEntry(NewEntry {
             ports: ports(rng),
             protected: rng.chance(PROTECTED_PERMILLE),
-            comment: text(rng),
+            comment: text(rng).into(),
             ..new_entry(new_id(rng), TARGETS[rng.below(TARGETS.len() as u64) as usize])
         }),
         8..12 => Command::RemoveEntry { id: known_id(rng, state) },
@@ -37,7 +37,7 @@ fn command(rng: &mut Rng, state: &State) -> Command {
             id: known_id(rng, state),
             update: EntryUpdate {
                 protected: rng.chance(2 * PROTECTED_PERMILLE).then_some(rng.chance(500)),
-                comment: Some(text(rng)),
+                comment: Some(text(rng).into()),
                 ..EntryUpdate::default()
             },
         },

@@ -88,9 +88,9 @@ fn pieces(state: Arc<state::State>, format: Format) -> impl Stream<Item = io::Re
         };
         let mut last = None;
         let mut count = 0;
-        for (id, entry) in state.entries().range((after, Bound::Unbounded)).take(PIECE_ENTRIES) {
+        for entry in state.entries().range((after, Bound::Unbounded)).take(PIECE_ENTRIES) {
             format.write(entry, &mut text);
-            last = Some(*id);
+            last = Some(entry.id);
             count += 1;
         }
         let left = last.filter(|_| count == PIECE_ENTRIES).map(|last| (state, Bound::Excluded(last)));

@@ -89,7 +89,7 @@ pub(super) fn text_bytes<'a>(
 fn cut(entries: Vec<NewEntry>) -> Vec<Vec<NewEntry>> {
     let mut batches = Batches::new();
     for entry in entries {
-        let bytes = text_bytes([&entry.comment, &entry.owner, &entry.ticket], &entry.labels);
+        let bytes = text_bytes([&entry.comment, &entry.owner, &entry.ticket], &*entry.labels);
         batches.push(entry, bytes);
     }
     batches.end()

@@ -60,7 +60,7 @@ fn a_checkpoint_that_has_grown_is_written_anew_and_holds_the_same() {
             command: Command::UpdateEntry {
                 id: EntryId(Uuid::from_u128(index)),
                 update: EntryUpdate {
-                    comment: Some(format!("{round} {}", "y".repeat(1_000))),
+                    comment: Some(format!("{round} {}", "y".repeat(1_000)).into()),
                     ..EntryUpdate::default()
                 },
             },

@@ -34,7 +34,7 @@ fn many_entries(count: u128) -> Vec<Batch> {
         let octets = (0x0808_0000 + number as u32).to_be_bytes();
         let command = Command::AddEntry(NewEntry {
             // Random enough not to shrink to nothing.
-            comment: format!("{:x}", Sha256::digest(number.to_be_bytes())),
+            comment: format!("{:x}", Sha256::digest(number.to_be_bytes())).into(),
             ..new_entry(number, &std::net::Ipv4Addr::from(octets).to_string())
         });
         Operation { origin: Origin::default(), command }
