@@ -9,8 +9,9 @@ use super::record::{self, Record};
 use super::segment::Segment;
 use crate::types::Entry;
 
-/// Bytes of synced entries kept in memory, newest first, for apply and for followers that are a little behind.
-pub(super) const CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes (as encoded; in memory they are more) of synced entries kept, newest first, for apply and for followers that
+/// are a little behind.
+pub(super) const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Everything known of the log. Requests change it when they are accepted, before they are on disk.
 #[derive(Debug, Default)]
