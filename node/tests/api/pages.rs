@@ -103,10 +103,10 @@ async fn metrics_count_by_route_and_show_the_state() {
         "outputguard_http_requests_total{method=\"GET\",route=\"/api/v1/entries/{id}\",status=\"200\"}";
     assert_eq!(server.metric(route).await, 1.0);
     assert_eq!(server.metric("outputguard_feed_sessions").await, 0.0);
-    assert_eq!(server.metric("outputguard_feature_level{kind=\"active\"}").await, 3.0);
-    assert_eq!(server.metric("outputguard_feature_level{kind=\"supported\"}").await, 3.0);
+    assert_eq!(server.metric("outputguard_feature_level{kind=\"active\"}").await, 4.0);
+    assert_eq!(server.metric("outputguard_feature_level{kind=\"supported\"}").await, 4.0);
     let status = server.read("/api/v1/status").await;
-    assert_eq!(status["features"], json!({"active": 3, "supported": 3, "held_back_by": []}));
+    assert_eq!(status["features"], json!({"active": 4, "supported": 4, "held_back_by": []}));
     assert_eq!(server.metric("outputguard_raft_role{role=\"leader\"}").await, 1.0);
     assert_eq!(server.metric("outputguard_raft_role{role=\"follower\"}").await, 0.0);
     assert!(server.metric("outputguard_raft_term").await >= 1.0);
