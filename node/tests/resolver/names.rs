@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use allowlist::Element;
 use hickory_proto::op::ResponseCode;
-use node::resolver::{Metrics, Resolver, Settings, SettingsError};
+use node::resolver::{Metrics, Quorum, Resolver, Settings, SettingsError};
 use raft_store::command::{Command, NameStatus, Reply};
 use raft_store::state::{Event, State};
 use tokio_util::sync::CancellationToken;
@@ -102,6 +102,32 @@ async fn upstreams_that_disagree_are_united_and_each_is_named() {
         let upstreams = &resolution.addresses[&IpAddr::from(address)].upstreams;
         assert_eq!(upstreams.iter().collect::<Vec<_>>(), [&authority.address.to_string()]);
     }
+    // Names are counted every few seconds.
+    let counted = async {
+        while site.metrics.single_upstream.get() != 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, counted).await.expect("both addresses are given by one upstream only");
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn with_a_majority_wanted_an_address_waits_for_the_second_upstream() {
+    let (one, two) = (Authority::start().await, Authority::start().await);
+    one.set_addresses(NAME, &["1.1.1.1", "8.8.8.8"], 0);
+    two.set_addresses(NAME, &["1.1.1.1"], 0);
+    let site = Site::start_with(&[&one, &two], |settings| settings.quorum = Quorum::Majority).await;
+    site.add(NAME).await;
+    site.until_addresses(NAME, &["1.1.1.1"]).await;
+    asked_again(&one, NAME, 10).await;
+    assert_eq!(addresses(&site.cluster().reader().state(), NAME), ["1.1.1.1"]);
+    assert!(site.metrics.held_back.get() > 0, "it is counted");
+    two.set_addresses(NAME, &["1.1.1.1", "8.8.8.8"], 0);
+    site.until_addresses(NAME, &["1.1.1.1", "8.8.8.8"]).await;
+    two.set_addresses(NAME, &["1.1.1.1"], 0);
+    asked_again(&two, NAME, 10).await;
+    assert_eq!(addresses(&site.cluster().reader().state(), NAME).len(), 2, "one is enough to stay");
     site.stop().await;
 }
 
