@@ -2,7 +2,7 @@
 //!
 //! Map, in the order a write passes through:
 //! [`target`] and [`ports`] parse what a person typed, [`class`] refuses addresses that are not globally
-//! reachable, [`entry`] is what a person added (its [`texts`] take little room), [`element`] is one prefix with ports as a gateway enforces it,
+//! reachable, [`entry`] is what a person added (its [`texts`] take little room; [`linger`] is a label among them), [`element`] is one prefix with ports as a gateway enforces it,
 //! [`published`] is the reference-counted set of elements, [`change`] is one step of it, [`digest`] proves that
 //! two sides hold the same set, [`feed`] frames it for the way to a gateway, [`codec`] puts frames into bytes.
 //!
@@ -16,6 +16,7 @@ mod domain;
 pub mod element;
 pub mod entry;
 pub mod feed;
+pub mod linger;
 pub mod ports;
 pub mod published;
 pub mod target;

@@ -167,6 +167,10 @@ pub(crate) struct Add {
     /// When it ends by itself: `90m`, `12h`, `30d`, `2w`, or a time such as `2030-01-31T18:00:00Z`.
     #[arg(long)]
     pub(crate) expires: Option<Ends>,
+    /// How long addresses of a domain stay after DNS last gave them, such as `30m`, `12h`, `7d`; the servers' setting when
+    /// left out.
+    #[arg(long, value_parser = allowlist::linger::parse)]
+    pub(crate) linger: Option<std::time::Duration>,
     /// Return when every gateway with a session holds it, and say so.
     #[arg(long)]
     pub(crate) wait: bool,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::args::{Add, Connection};
+use allowlist::linger::LINGER_LABEL;
 
 /// Longest wait for one answer; the server's own deadline is shorter.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,6 +82,7 @@ impl Client {
     }
 
     pub(crate) async fn add(&self, add: &Add) -> anyhow::Result<Value> {
+        let linger = add.linger.map(|linger| json!({ LINGER_LABEL: format!("{}s", linger.as_secs()) }));
         let body = json!({
             "target": add.target,
             "ports": add.ports,
@@ -88,6 +90,7 @@ impl Client {
             "owner": add.owner,
             "ticket": add.ticket,
             "protected": add.protected,
+            "labels": linger.unwrap_or_else(|| json!({})),
             "expires_at": add.expires.as_ref().map(|ends| ends.text(OffsetDateTime::now_utc())).transpose()?,
         });
         self.post(if add.wait { "/entries?wait=applied" } else { "/entries" }, &body).await

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use allowlist::entry::check_texts;
-use allowlist::{EntryId, PortRange, Ports, Revision, Target, TargetError};
+use allowlist::{EntryId, PortRange, Ports, Revision, Target, TargetError, linger};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -296,6 +296,7 @@ impl AddEntry {
         let ports = parse_ports(&self.ports)?;
         check_texts(&self.comment, &self.owner, &self.ticket, &self.labels)
             .map_err(|error| Problem::new(Code::TextTooLong, error.to_string()))?;
+        check_linger(&self.labels)?;
         let expires_at_ms = self.expires_at.as_deref().map(expiry::parse).transpose()?;
         if self.protected && expires_at_ms.is_some() {
             return Err(expiry::of_protected());
@@ -320,6 +321,7 @@ impl UpdateEntry {
         let labels = self.labels.clone().unwrap_or_default();
         check_texts(&text(&self.comment), &text(&self.owner), &text(&self.ticket), &labels)
             .map_err(|error| Problem::new(Code::TextTooLong, error.to_string()))?;
+        check_linger(&labels)?;
         let update = EntryUpdate {
             protected: self.protected,
             comment: self.comment.map(Into::into),
@@ -334,6 +336,11 @@ impl UpdateEntry {
         }
         Ok(Command::ChangeEntry { id, update, expires_at_ms })
     }
+}
+
+fn check_linger(labels: &BTreeMap<String, String>) -> Result<(), Problem> {
+    let checked = linger::of_labels(labels);
+    checked.map(drop).map_err(|error| Problem::new(Code::InvalidLinger, error.to_string()))
 }
 
 impl From<CommandRefusal> for Problem {

@@ -73,6 +73,8 @@ codes! {
     WildcardUnsupported = "wildcard_unsupported", UNPROCESSABLE_ENTITY, "Wildcards cannot be enforced yet";
     /// The ports are wrong.
     InvalidPorts = "invalid_ports", UNPROCESSABLE_ENTITY, "The ports are wrong";
+    /// The label that says how long addresses stay cannot be read.
+    InvalidLinger = "invalid_linger", UNPROCESSABLE_ENTITY, "The linger time cannot be used";
     /// A text is too long.
     TextTooLong = "text_too_long", UNPROCESSABLE_ENTITY, "A text is too long";
     /// Entries cannot end by themselves yet.

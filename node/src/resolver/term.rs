@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use allowlist::{DomainName, Revision, Target};
+use allowlist::{DomainName, Revision, Target, linger};
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use raft_store::FeatureLevel;
@@ -218,8 +218,11 @@ impl<'a> Term<'a> {
         let group = self.resolver.upstreams.of(&turn.name);
         self.resolver.record.heard(&turn.name, &round, &group.rules.upstreams);
         let memory = self.memories.entry(turn.name.clone()).or_default();
-        let rules =
-            Rules { tells_mixed: state.features() >= FeatureLevel::MIXED_NAMES, ..group.rules.clone() };
+        let rules = Rules {
+            linger: longest_linger(&state, &turn.name).unwrap_or(group.rules.linger),
+            tells_mixed: state.features() >= FeatureLevel::MIXED_NAMES,
+            ..group.rules.clone()
+        };
         let verdict = judge(&round, stored, memory, &rules);
         let metrics = &self.resolver.metrics;
         metrics.count_round(verdict.update.is_some());
@@ -287,6 +290,11 @@ impl<'a> Term<'a> {
             self.resolver.metrics.show_names(&state, |name| self.resolver.upstreams.of(name).upstreams.len());
         }
     }
+}
+
+/// What the entries that name it ask for, if any does.
+fn longest_linger(state: &State, name: &DomainName) -> Option<Duration> {
+    state.entries_of(name).filter_map(|entry| linger::of_labels(&entry.labels).ok().flatten()).max()
 }
 
 fn shortest_ttl(resolution: &Resolution) -> Option<Duration> {

@@ -34,6 +34,11 @@ async fn a_target_that_cannot_be_allowed_is_refused_with_the_reason() {
         ),
         (json!({"target": "9.9.9.9", "comment": "x".repeat(1001)}), "text_too_long", "comment has 1001"),
         (json!({"target": "9.9.9.9", "labels": {"k": "x".repeat(129)}}), "text_too_long", "labels value"),
+        (
+            json!({"target": "a.example.com", "labels": {"outputguard/linger": "8d"}}),
+            "invalid_linger",
+            "at most 7d",
+        ),
         (json!({"target": "9.9.9.9", "labels": {"k": 1}}), "invalid_body", "labels.k"),
         (json!({"target": "9.9.9.9", "protcted": true}), "invalid_body", "unknown field `protcted`"),
         (json!({"ports": []}), "invalid_body", "missing field `target`"),

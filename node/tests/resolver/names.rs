@@ -1,9 +1,11 @@
 //! From an entry in the list to addresses in the published set, over real DNS and the replicated state.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use allowlist::Element;
+use allowlist::linger::LINGER_LABEL;
+use allowlist::{Element, Ports};
 use hickory_proto::op::ResponseCode;
 use node::resolver::{Metrics, Quorum, Resolver, Settings, SettingsError};
 use raft_store::command::{Command, NameStatus, Reply};
@@ -49,6 +51,30 @@ async fn a_changed_record_joins_at_once_and_the_old_one_lingers() {
     authority.set_addresses(NAME, &["8.8.8.8"], 0);
     site.until_addresses(NAME, &["1.1.1.1", "8.8.8.8"]).await;
     site.until_addresses(NAME, &["8.8.8.8"]).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn an_entry_may_say_how_long_its_addresses_linger_and_the_longest_wish_counts() {
+    let authority = Authority::start().await;
+    let wish = |linger: &str| BTreeMap::from([(LINGER_LABEL.to_owned(), linger.to_owned())]);
+    let site = Site::start(&[&authority]).await;
+    for (name, lingers) in [("soon.example.test", ["0s", "1s"]), ("late.example.test", ["1s", "7d"])] {
+        authority.set_addresses(name, &["1.1.1.1"], 0);
+        for (linger, port) in lingers.into_iter().zip(["tcp/80", "tcp/443"]) {
+            site.add_with(name, |entry| {
+                entry.labels = wish(linger).into();
+                entry.ports = Ports::new(vec![port.parse().expect("a port")]).expect("one port");
+            })
+            .await;
+        }
+        site.until_addresses(name, &["1.1.1.1"]).await;
+        authority.set_addresses(name, &["8.8.8.8"], 0);
+    }
+    site.until_addresses("soon.example.test", &["8.8.8.8"]).await;
+    asked_again(&authority, "late.example.test", 10).await;
+    let state = site.cluster().reader().state();
+    assert_eq!(addresses(&state, "late.example.test"), ["1.1.1.1", "8.8.8.8"]);
     site.stop().await;
 }
 

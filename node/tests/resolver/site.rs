@@ -66,7 +66,11 @@ impl Site {
     }
 
     pub(crate) async fn add(&self, name: &str) -> EntryId {
-        let entry = NewEntry {
+        self.add_with(name, |_| {}).await
+    }
+
+    pub(crate) async fn add_with(&self, name: &str, change: impl FnOnce(&mut NewEntry)) -> EntryId {
+        let mut entry = NewEntry {
             id: EntryId(Uuid::now_v7()),
             target: name.parse::<Target>().expect("a target"),
             ports: Ports::default(),
@@ -77,6 +81,7 @@ impl Site {
             labels: Default::default(),
             expires_at_ms: None,
         };
+        change(&mut entry);
         match self.propose(Command::AddEntry(entry)).await {
             Reply::Added { id, .. } => id,
             other => panic!("the entry was not added: {other:?}"),
