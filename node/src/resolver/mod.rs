@@ -66,7 +66,7 @@ pub struct Settings {
     pub linger: Duration,
     /// How long an upstream has to answer a question.
     pub timeout: Duration,
-    /// Most names looked up at the same time; each needs up to two sockets for every upstream.
+    /// Most names looked up at the same time.
     pub max_lookups: usize,
     /// Most questions a second to each upstream.
     pub questions_per_second: u32,
