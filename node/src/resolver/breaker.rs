@@ -1,24 +1,16 @@
-//! Leaves an upstream that does not answer alone, but for a probe now and then. Pure; the time is passed in.
+//! Leaves an upstream that does not answer alone, but for a check now and then. Pure; who checks is told so.
+//!
+//! Names may be silent by themselves: their authorities are dead, and the upstream waits for them as long as we for it.
+//! Hence unanswered questions only raise the suspicion, and a question that has nothing to do with the list decides.
 
 use std::time::Duration;
 
-/// Questions in a row without any answer, after which an upstream counts as down.
-pub const DOWN_AFTER: u32 = 10;
-/// While it is down, it is asked one question each time this has passed.
-pub const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Questions in a row without any answer, after which an upstream is checked.
+pub const CHECK_AFTER: u32 = 10;
+/// One that did not pass its check is checked again each time this has passed.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What an upstream may be asked now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// Everything.
-    Ask,
-    /// This one question, to see whether it answers again; nobody should wait for it.
-    Probe,
-    /// Nothing.
-    Skip,
-}
-
-/// What a question's end did to an upstream's state.
+/// What an answer or a check did to an upstream's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
     /// It counts as down from now on.
@@ -31,42 +23,41 @@ pub enum Turn {
 #[derive(Debug, Default)]
 pub struct Breaker {
     unanswered: u32,
-    /// When the next probe may go out; `None` while it is up.
-    probe_at: Option<Duration>,
+    /// Somebody checks, until it is passed.
+    checking: bool,
+    down: bool,
 }
 
 impl Breaker {
-    /// True unless it counts as down.
+    /// True unless it counts as down: then nothing of the list is asked.
     pub fn is_up(&self) -> bool {
-        self.probe_at.is_none()
-    }
-
-    /// What may be asked at `now`. Who is told to probe must do so: the next one is a [`PROBE_INTERVAL`] away.
-    pub fn admit(&mut self, now: Duration) -> Admission {
-        match &mut self.probe_at {
-            None => Admission::Ask,
-            Some(at) if *at <= now => {
-                *at = now + PROBE_INTERVAL;
-                Admission::Probe
-            }
-            Some(_) => Admission::Skip,
-        }
+        !self.down
     }
 
     /// Something came back, if only an error.
     pub fn answered(&mut self) -> Option<Turn> {
         self.unanswered = 0;
-        self.probe_at.take().map(|_| Turn::Up)
+        std::mem::take(&mut self.down).then_some(Turn::Up)
     }
 
-    /// Nothing came back.
-    pub fn unanswered(&mut self, now: Duration) -> Option<Turn> {
+    /// Nothing came back. True when the caller has to begin to check.
+    #[must_use]
+    pub fn unanswered(&mut self) -> bool {
         self.unanswered = self.unanswered.saturating_add(1);
-        if self.probe_at.is_some() || self.unanswered < DOWN_AFTER {
-            return None;
-        }
-        self.probe_at = Some(now + PROBE_INTERVAL);
-        Some(Turn::Down)
+        let suspicious = self.unanswered >= CHECK_AFTER && !self.checking;
+        self.checking |= suspicious;
+        suspicious
+    }
+
+    /// The check had an answer; it ends with that.
+    pub fn passed_check(&mut self) -> Option<Turn> {
+        self.checking = false;
+        self.answered()
+    }
+
+    /// The check had none; there is to be another one after [`CHECK_INTERVAL`].
+    pub fn failed_check(&mut self) -> Option<Turn> {
+        (!std::mem::replace(&mut self.down, true)).then_some(Turn::Down)
     }
 }
 
@@ -74,43 +65,46 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    fn down_at(now: Duration) -> Breaker {
+    fn suspicious() -> Breaker {
         let mut breaker = Breaker::default();
-        for _ in 1..DOWN_AFTER {
-            assert_eq!(breaker.unanswered(now), None);
+        for _ in 1..CHECK_AFTER {
+            assert!(!breaker.unanswered());
         }
-        assert!(breaker.is_up());
-        assert_eq!(breaker.unanswered(now), Some(Turn::Down));
+        assert!(breaker.unanswered(), "time for a check");
         breaker
     }
 
     #[test]
-    fn an_upstream_is_down_after_so_many_questions_in_a_row_without_an_answer() {
-        let mut breaker = down_at(Duration::ZERO);
-        assert!(!breaker.is_up());
-        assert_eq!(breaker.unanswered(Duration::ZERO), None, "it goes down once");
-
-        let mut breaker_with_answers = Breaker::default();
-        for _ in 0..3 * DOWN_AFTER {
-            assert_eq!(breaker_with_answers.unanswered(Duration::ZERO), None);
-            assert_eq!(breaker_with_answers.answered(), None, "a single answer and the count begins anew");
+    fn unanswered_questions_alone_take_nothing_down_and_call_for_one_check() {
+        let mut breaker = suspicious();
+        for _ in 0..3 * CHECK_AFTER {
+            assert!(!breaker.unanswered(), "one is under way");
         }
-        assert_eq!(breaker.answered(), Some(Turn::Up));
-        assert_eq!(breaker.admit(Duration::ZERO), Admission::Ask);
+        assert!(breaker.is_up());
+        assert_eq!(breaker.passed_check(), None);
+        assert!((1..CHECK_AFTER).all(|_| !breaker.unanswered()), "the count began anew");
+        assert!(breaker.unanswered());
     }
 
     #[test]
-    fn while_it_is_down_one_probe_goes_out_in_each_interval() {
-        let start = Duration::from_secs(100);
-        let mut breaker = down_at(start);
-        let mut probes = 0;
-        for ms in 0..60_000 {
-            match breaker.admit(start + Duration::from_millis(ms)) {
-                Admission::Probe => probes += 1,
-                Admission::Skip => {}
-                Admission::Ask => panic!("a question goes out at {ms} ms"),
-            }
+    fn a_single_answer_and_the_count_begins_anew() {
+        let mut breaker = Breaker::default();
+        for _ in 0..3 * CHECK_AFTER {
+            assert!(!breaker.unanswered());
+            assert_eq!(breaker.answered(), None);
         }
-        assert_eq!(probes, 60 / PROBE_INTERVAL.as_secs() - 1);
+    }
+
+    #[test]
+    fn who_fails_the_check_is_down_until_there_is_an_answer() {
+        let mut breaker = suspicious();
+        assert_eq!(breaker.failed_check(), Some(Turn::Down));
+        assert!(!breaker.is_up());
+        assert_eq!(breaker.failed_check(), None, "it goes down once");
+        assert_eq!(breaker.passed_check(), Some(Turn::Up));
+        assert!(breaker.is_up());
+        let mut breaker = suspicious();
+        assert_eq!(breaker.failed_check(), Some(Turn::Down));
+        assert_eq!(breaker.answered(), Some(Turn::Up), "a late answer is one");
     }
 }

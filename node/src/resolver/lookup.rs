@@ -11,7 +11,7 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::time::Instant;
 
 use super::answer::{Answer, Failure, Family};
-use super::breaker::{Admission, Breaker, Turn};
+use super::breaker::{Breaker, CHECK_INTERVAL, Turn};
 use super::endpoint::Endpoint;
 use super::pace::Pace;
 use super::trust::Trust;
@@ -84,7 +84,7 @@ impl Upstream {
         &self.0.name
     }
 
-    /// False while it does not answer and is only probed.
+    /// False while it does not answer and is only checked.
     pub fn is_up(&self) -> bool {
         self.breaker().is_up()
     }
@@ -92,20 +92,9 @@ impl Upstream {
     /// Asks for the addresses of `domain` in `family`, as soon as its pace allows. Never fails: a failure is an answer
     /// too, and comes at once while the upstream is down.
     pub async fn lookup(&self, domain: &DomainName, family: Family) -> Lookup {
-        let admission = self.breaker().admit(self.0.started.elapsed());
-        match admission {
-            Admission::Ask => self.ask(domain, family).await,
-            Admission::Skip => Lookup::skipped(),
-            Admission::Probe => {
-                // Nobody waits for it; its own patience ends it.
-                let (upstream, domain) = (self.clone(), domain.clone());
-                tokio::spawn(async move { upstream.put(&domain, family).await });
-                Lookup::skipped()
-            }
+        if !self.is_up() {
+            return Lookup::skipped();
         }
-    }
-
-    async fn ask(&self, domain: &DomainName, family: Family) -> Lookup {
         self.wait_for_turn().await;
         // It may have gone down meanwhile.
         if self.is_up() { self.put(domain, family).await } else { Lookup::skipped() }
@@ -134,28 +123,65 @@ impl Upstream {
                 Ok(Err(failure)) => Answer::Failed(failure),
                 Err(_) => Answer::Failed(Failure::Timeout),
             };
-        self.take_note(&answer);
+        self.take_note(&answer, asked);
         // The first one is paid for; the rest is a debt that holds up who comes next.
         self.pace().spend(questions.saturating_sub(1));
         Lookup { answer, questions, took: asked.elapsed() }
     }
 
-    fn take_note(&self, answer: &Answer) {
-        let turn = match answer {
-            Answer::Failed(Failure::Timeout | Failure::Transport(_)) => {
-                self.breaker().unanswered(self.0.started.elapsed())
+    fn take_note(&self, answer: &Answer, asked: Instant) {
+        match answer {
+            // It said something to somebody meanwhile: it is the name that is silent.
+            Answer::Failed(Failure::Timeout | Failure::Transport(_)) if self.0.wire.heard_since(asked) => {
+                self.tell(self.breaker().answered(), "");
             }
-            Answer::Failed(Failure::Skipped) => None,
+            Answer::Failed(failure @ (Failure::Timeout | Failure::Transport(_))) => {
+                if self.breaker().unanswered() {
+                    self.check_until_it_answers(failure.to_string());
+                }
+            }
+            Answer::Failed(Failure::Skipped) => {}
             Answer::Addresses { .. } | Answer::Nothing { .. } | Answer::Failed(_) => {
-                self.breaker().answered()
+                self.tell(self.breaker().answered(), "");
             }
-        };
-        match (turn, answer) {
-            (Some(Turn::Down), Answer::Failed(failure)) => {
-                tracing::warn!(upstream = self.name(), %failure, "DNS server does not answer; until it does, it is only probed");
+        }
+    }
+
+    /// Ends with the upstream, or its first answer.
+    fn check_until_it_answers(&self, failure: String) {
+        let server = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            while let Some(server) = server.upgrade() {
+                if Self(server).passes_check(&failure).await {
+                    return;
+                }
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
-            (Some(Turn::Down), _) | (None, _) => {}
-            (Some(Turn::Up), _) => tracing::info!(upstream = self.name(), "DNS server answers again"),
+        });
+    }
+
+    /// Asks for the servers of the root, which every server has an answer to, be it that it refuses.
+    async fn passes_check(&self, failure: &str) -> bool {
+        let asked = Instant::now();
+        self.pace().spend(1);
+        let answer = self.0.wire.ask(&Name::root(), RecordType::NS, &mut 0).await;
+        let passed = answer.is_ok() || self.0.wire.heard_since(asked);
+        let turn = if passed { self.breaker().passed_check() } else { self.breaker().failed_check() };
+        self.tell(turn, failure);
+        passed
+    }
+
+    fn tell(&self, turn: Option<Turn>, failure: &str) {
+        match turn {
+            Some(Turn::Down) => {
+                tracing::warn!(
+                    upstream = self.name(),
+                    failure,
+                    "DNS server does not answer; until it does, it is only checked"
+                );
+            }
+            Some(Turn::Up) => tracing::info!(upstream = self.name(), "DNS server answers again"),
+            None => {}
         }
     }
 

@@ -79,6 +79,15 @@ impl Wire {
         Ok(without)
     }
 
+    /// True when anything came from the server since then that shows it alive, be it too late or to no question of ours.
+    pub(super) fn heard_since(&self, then: Instant) -> bool {
+        match &self.way {
+            Way::Plain(plain) => plain.heard_since(then),
+            // What comes over a kept connection is an answer.
+            Way::Kept(_) => false,
+        }
+    }
+
     async fn send(&self, query: &Query, edns: Edns, questions: &mut u32) -> Result<DnsResponse, Failure> {
         let mut options = DnsRequestOptions::default();
         options.retry_interval = self.timeout / u32::from(SENDS_PER_QUESTION);
@@ -94,7 +103,7 @@ impl Wire {
         };
         // Streams are told apart by a number only; and who did not understand a question need not repeat it.
         let misunderstood = response.queries.is_empty()
-            && matches!(response.metadata.response_code, ResponseCode::FormErr | ResponseCode::NotImp);
+            && !matches!(response.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain);
         if response.queries == [query.clone()] || misunderstood {
             Ok(response)
         } else {

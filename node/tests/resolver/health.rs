@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use node::resolver::answer::{Answer, Failure, Family};
-use node::resolver::breaker::DOWN_AFTER;
+use node::resolver::breaker::CHECK_AFTER;
 use node::resolver::lookup::{Bounds, Upstream};
 use node::resolver::trust::Trust;
 use tokio::net::UdpSocket;
@@ -23,31 +23,25 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_down_fails_at_once_and_is_probed_until_it_answers() {
+async fn an_upstream_that_is_down_fails_at_once_and_is_checked_until_it_answers() {
     // Bound, so that nobody else answers there, and never read.
     let dead = UdpSocket::bind("127.0.0.1:0").await.expect("bind a port");
     let address = dead.local_addr().expect("a bound port");
     let upstream = plain(address, Duration::from_millis(50));
     let name = NAME.parse().expect("a name");
-    for _ in 0..DOWN_AFTER {
+    for _ in 0..CHECK_AFTER {
         assert!(upstream.is_up());
         assert_eq!(upstream.lookup(&name, Family::V4).await.answer, Answer::Failed(Failure::Timeout));
     }
-    assert!(!upstream.is_up());
+    until("it fails its check", || !upstream.is_up()).await;
     let skipped = upstream.lookup(&name, Family::V4).await;
     assert_eq!((skipped.answer, skipped.questions), (Answer::Failed(Failure::Skipped), 0));
 
     drop(dead);
     let authority = Authority::start_at(address).await;
     authority.set_addresses(NAME, &["1.1.1.1"], 30);
-    let back = async {
-        while !upstream.is_up() {
-            upstream.lookup(&name, Family::V4).await;
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, back).await.expect("it is up again soon");
-    assert_eq!(authority.questions(NAME), 1, "one probe, and nothing beside it");
+    until("it passes its check", || upstream.is_up()).await;
+    assert_eq!(authority.questions(NAME), 0, "that is no question of the list");
     let answer = upstream.lookup(&name, Family::V4).await.answer;
     assert!(matches!(answer, Answer::Addresses { .. }), "{answer:?}");
 }
@@ -57,10 +51,31 @@ async fn errors_are_answers_and_take_no_upstream_down() {
     let authority = Authority::start().await;
     authority.set(NAME, crate::authority::Behaviour::Code(hickory_proto::op::ResponseCode::ServFail));
     let upstream = plain(authority.address, Duration::from_secs(5));
-    for _ in 0..2 * DOWN_AFTER {
+    for _ in 0..2 * CHECK_AFTER {
         upstream.lookup(&NAME.parse().expect("a name"), Family::V4).await;
     }
     assert!(upstream.is_up());
+}
+
+/// Their authorities may be dead, or somebody wants it so.
+#[tokio::test]
+async fn names_that_are_silent_take_no_upstream_down() {
+    let authority = Authority::start().await;
+    authority.set_addresses(NAME, &["1.1.1.1"], 30);
+    let upstream = plain(authority.address, Duration::from_millis(300));
+    let names: Vec<allowlist::DomainName> = (0..2 * CHECK_AFTER)
+        .map(|number| format!("n{number}.silent.test").parse().expect("a name"))
+        .collect();
+    for name in &names {
+        authority.set(name.as_str(), crate::authority::Behaviour::Silent);
+    }
+    for _ in 0..3 {
+        let lookups = names.iter().map(|name| upstream.lookup(name, Family::V4));
+        let answers = futures_util::future::join_all(lookups).await;
+        assert!(answers.iter().all(|lookup| lookup.answer == Answer::Failed(Failure::Timeout)));
+        let answer = upstream.lookup(&NAME.parse().expect("a name"), Family::V4).await.answer;
+        assert!(matches!(answer, Answer::Addresses { .. }), "{answer:?}");
+    }
 }
 
 #[tokio::test]

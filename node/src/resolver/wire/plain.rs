@@ -7,6 +7,7 @@ use hickory_proto::op::{DnsRequest, DnsResponse};
 use hickory_resolver::net::DnsHandle;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::tcp::TcpClientStream;
+use tokio::time::Instant;
 
 use super::first;
 use super::udp::Udp;
@@ -33,6 +34,10 @@ impl Plain {
         *questions += 1;
         // Rare, and large: it should not weigh on every lookup.
         Box::pin(self.over_tcp(request)).await
+    }
+
+    pub(super) fn heard_since(&self, then: Instant) -> bool {
+        self.udp.heard_since(then)
     }
 
     async fn over_tcp(&self, request: DnsRequest) -> Result<DnsResponse, Failure> {

@@ -34,7 +34,12 @@ pub(super) struct Udp {
     address: SocketAddr,
     patience: Duration,
     sockets: Mutex<[Option<Arc<Socket>>; SOCKETS]>,
+    heard: Arc<Heard>,
 }
+
+/// When a datagram last came from the upstream.
+#[derive(Default)]
+struct Heard(Mutex<Option<Instant>>);
 
 struct Socket {
     socket: Arc<UdpSocket>,
@@ -43,8 +48,10 @@ struct Socket {
     receiver: AbortHandle,
 }
 
-#[derive(Default)]
-struct Pending(Mutex<Waiting>);
+struct Pending {
+    waiting: Mutex<Waiting>,
+    heard: Arc<Heard>,
+}
 
 #[derive(Default)]
 struct Waiting {
@@ -61,7 +68,7 @@ struct Asked<'a> {
 impl Udp {
     /// Nothing is opened before the first question. A question has `patience`, all its sends together.
     pub(super) fn new(address: SocketAddr, patience: Duration) -> Self {
-        Self { address, patience, sockets: Mutex::default() }
+        Self { address, patience, sockets: Mutex::default(), heard: Arc::default() }
     }
 
     /// Asks up to [`SENDS_PER_QUESTION`] times.
@@ -86,6 +93,12 @@ impl Udp {
         Err(Failure::Timeout)
     }
 
+    /// True when a datagram came from the upstream since then, whatever it was.
+    pub(super) fn heard_since(&self, then: Instant) -> bool {
+        let heard = *self.heard.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|heard| heard >= then)
+    }
+
     async fn socket(&self) -> Result<Arc<Socket>, Failure> {
         let place = rand::random_range(0..SOCKETS);
         if let Some(socket) = &self.sockets()[place]
@@ -94,8 +107,9 @@ impl Udp {
             return Ok(Arc::clone(socket));
         }
         // Several may do this at once: each has what it opened, and the last one's stays.
-        let opened =
-            timeout(self.patience, Socket::open(self.address)).await.map_err(|_| Failure::Timeout)?;
+        let opened = timeout(self.patience, Socket::open(self.address, Arc::clone(&self.heard)))
+            .await
+            .map_err(|_| Failure::Timeout)?;
         let socket = Arc::new(opened.map_err(|error| failed("open a UDP socket", error))?);
         self.sockets()[place] = Some(Arc::clone(&socket));
         Ok(socket)
@@ -107,14 +121,15 @@ impl Udp {
 }
 
 impl Socket {
-    async fn open(address: SocketAddr) -> std::io::Result<Self> {
+    async fn open(address: SocketAddr, heard: Arc<Heard>) -> std::io::Result<Self> {
         let any: SocketAddr = match address {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let socket = UdpSocket::bind(any).await?;
         socket.connect(address).await?;
-        let (socket, pending) = (Arc::new(socket), Arc::new(Pending::default()));
+        let pending = Arc::new(Pending { waiting: Mutex::default(), heard });
+        let socket = Arc::new(socket);
         let receiver = tokio::spawn(receive(Arc::clone(&socket), Arc::clone(&pending))).abort_handle();
         Ok(Self { socket, pending, until: Instant::now() + PORT_LIFE, receiver })
     }
@@ -163,11 +178,12 @@ impl Drop for Asked<'_> {
 
 impl Pending {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands an answer to who waits for it. What nobody asked for is dropped.
     fn take(&self, bytes: &[u8]) {
+        *self.heard.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let Some(number) = bytes.first_chunk().map(|bytes| u16::from_be_bytes(*bytes)) else { return };
         if !self.lock().by_number.contains_key(&number) {
             return;

@@ -139,11 +139,11 @@ async fn nobody_at_the_address_is_a_failure_at_once_and_silence_one_in_time() {
 #[tokio::test]
 async fn no_port_is_used_for_long() {
     let (_server, udp) = Server::start().await;
-    let one = Socket::open(udp.address).await.unwrap();
+    let one = Socket::open(udp.address, Arc::clone(&udp.heard)).await.unwrap();
     assert!(one.is_fresh());
     one.pending.lock().asked = QUESTIONS_PER_PORT;
     assert!(!one.is_fresh(), "it has asked enough");
-    let mut other = Socket::open(udp.address).await.unwrap();
+    let mut other = Socket::open(udp.address, Arc::clone(&udp.heard)).await.unwrap();
     assert!(other.until <= Instant::now() + PORT_LIFE);
     other.until = Instant::now();
     assert!(!other.is_fresh(), "it is old");
