@@ -86,10 +86,19 @@ impl FeatureLevel {
     }
 }
 
+impl FeatureLevel {
+    fn for_status(status: Option<&NameStatus>) -> Self {
+        if matches!(status, Some(NameStatus::Mixed { .. })) { Self::MIXED_NAMES } else { Self::FIRST }
+    }
+}
+
 impl RestorePart {
     fn needs(&self) -> FeatureLevel {
         match self {
-            Self::Entry { entry, .. } => FeatureLevel::for_expiry(entry.expires_at_ms),
+            Self::Entry { entry, resolution } => {
+                let status = resolution.as_ref().map(|resolution| &resolution.status);
+                FeatureLevel::for_expiry(entry.expires_at_ms).max(FeatureLevel::for_status(status))
+            }
             Self::Token(_) => FeatureLevel::FIRST,
         }
     }
@@ -108,12 +117,9 @@ impl Command {
                 .unwrap_or_default(),
             Self::Restore(parts) => parts.iter().map(RestorePart::needs).max().unwrap_or_default(),
             Self::ChangeEntry { .. } | Self::Expire { .. } => FeatureLevel::LIFETIMES,
-            Self::SetResolution { resolution, .. } if matches!(resolution.status, NameStatus::Mixed { .. }) => {
-                FeatureLevel::MIXED_NAMES
-            }
+            Self::SetResolution { resolution, .. } => FeatureLevel::for_status(Some(&resolution.status)),
             Self::RemoveEntry { .. }
             | Self::UpdateEntry { .. }
-            | Self::SetResolution { .. }
             | Self::InitCluster { .. }
             | Self::AddToken(_)
             | Self::RemoveToken { .. }

@@ -69,7 +69,7 @@ async fn a_node_that_went_back_to_an_old_release_is_refused_when_it_opens() {
     nodes.stop(old).await;
     nodes.set_features(old, OLD);
     let refused = nodes.try_start_node(old).await.unwrap_err().to_string();
-    for part in ["needs feature level 3", "has 1", "newer than"] {
+    for part in ["needs feature level 4", "has 1", "newer than"] {
         assert!(refused.contains(part), "{refused}");
     }
     nodes.set_features(old, FeatureLevel::NEWEST);
@@ -86,7 +86,7 @@ async fn a_node_of_an_old_release_is_not_let_into_a_newer_cluster() {
     let refused = nodes.node(0).change_members(add, &Origin::default(), PATIENCE).await.unwrap_err();
     let ChangeError::Refused(refusal) = refused else { panic!("{refused}") };
     assert_eq!(refusal.kind, RefusalKind::Unfit);
-    for part in ["server-2", "feature level 1", "uses 3", "install the release"] {
+    for part in ["server-2", "feature level 1", "uses 4", "install the release"] {
         assert!(refusal.message.contains(part), "{refusal}");
     }
 }

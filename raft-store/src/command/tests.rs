@@ -138,6 +138,10 @@ fn what_came_with_level_four_has_these_exact_bytes() {
     let resolution = ResolutionUpdate { status: mixed, ..ResolutionUpdate::default() };
     let command = Command::SetResolution { domain: "a.io".parse().unwrap(), resolution };
     assert_eq!(command.needs(), FeatureLevel::MIXED_NAMES);
+    let status = NameStatus::Mixed { reason: "r".to_owned() };
+    let resolution = Some(Resolution { status, ..Resolution::default() });
+    let part = RestorePart::Entry { entry: new_entry().made_by("me", 5), resolution };
+    assert_eq!(Command::Restore(vec![part]).needs(), FeatureLevel::MIXED_NAMES, "restored as well");
     assert_eq!(bytes(&command), b"\x01\x03\x04a.io\0\0\0\x05\x01r");
     assert_eq!(codec::decode::<Command>(&bytes(&command)).unwrap(), command);
 }
