@@ -29,7 +29,7 @@ impl Cluster {
         let names: Vec<_> = names.iter().take(MAX_NAMES_ASKED).cloned().collect();
         let asked = names.len();
         // A line that carries nothing else: a release that does not know the question closes it.
-        let link = self.peers().link(address, Some(leader), Purpose::Reports);
+        let link = self.peers().link(address, Some(leader), Purpose::Names);
         match link.call(Request::NameLookups(names), deadline).await {
             Ok(Response::NameLookups(Some(found))) if found.len() == asked => Some(found),
             Ok(_) | Err(_) => None,

@@ -36,8 +36,10 @@ pub(crate) enum Purpose {
     Announce,
     /// Asking what its gateways told it.
     Reports,
+    /// Asking the leader how its lookups of names go.
+    Names,
 }
-const PURPOSES: usize = 6;
+const PURPOSES: usize = 7;
 
 /// Why a call brought no answer.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -23,7 +23,7 @@ mod refused;
 
 use super::answer::{Answer, Family, UpstreamSet};
 use super::schedule::AskAgain;
-pub use quorum::Quorum;
+pub use quorum::{GIVEN_COUNTS, Quorum};
 use quorum::{Givers, Told, Waiting};
 use refused::Refusals;
 
@@ -69,6 +69,8 @@ pub struct Round {
 pub struct Rules {
     /// How long an address outlives its last sighting.
     pub linger: Duration,
+    /// How long what an upstream gave counts as its word, if it is silent since.
+    pub word_counts: Duration,
     /// Names of the upstreams, in the order of the settings.
     pub upstreams: Arc<[String]>,
     /// The cluster has agreed to tell of names with public and refused answers ([`NameStatus::Mixed`]).
@@ -172,15 +174,14 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
     let union = unite(round);
 
     let retire = memory.look_for(stored, round, &union, said, rules);
-    let new = || union.public.iter().filter(|(address, _)| !stored.addresses.contains_key(address));
-    let total = stored.addresses.len() - retire.len() + new().count();
-    let too_many = total > MAX_ADDRESSES_PER_NAME;
     let heard = |family| answered(round.answers(family));
+    let admitted = memory.waiting.admit(&union, stored, heard, round.at.elapsed, rules);
+    // Where a majority is wanted, one upstream alone cannot keep others' addresses out by a flood of its own.
+    let total = stored.addresses.len() - retire.len() + admitted.len();
+    let too_many = total > MAX_ADDRESSES_PER_NAME;
     let mut seen = BTreeMap::new();
     if !too_many {
-        for (address, (ttl_s, given_by)) in
-            memory.waiting.admit(&union, stored, heard, round.at.elapsed, rules)
-        {
+        for (address, (ttl_s, given_by)) in admitted {
             let upstreams = rules.names_of(given_by);
             seen.insert(address, SeenAddress { first_seen_ms: round.at.unix_ms, ttl_s, upstreams });
             memory.sightings.insert(address, Sighting::now(ttl_s, given_by, round.at.elapsed));
@@ -210,7 +211,9 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
     } else if let Some(family) = failing {
         memory.of(family).stale(round.answers(family), rules, round.at)
     } else if let Some(reason) = waits {
-        NameStatus::Refused { reason }
+        let refused = memory.refusals.text();
+        let also = if refused.is_empty() { String::new() } else { format!("; {refused}") };
+        NameStatus::Refused { reason: reason + &also }
     } else if !union.public.is_empty() && stored.addresses.is_empty() && seen.is_empty() {
         // All that there is waits, for a moment as yet.
         stored.status.clone()
@@ -227,9 +230,14 @@ pub fn judge(round: &Round, stored: &Resolution, memory: &mut Memory, rules: &Ru
     };
     // The texts inside vary from round to round; the first one stands until the status itself changes, or somebody else
     // gives what must not be used.
-    let same = std::mem::discriminant(&status) == std::mem::discriminant(&stored.status)
-        && !matches!(&stored.status, NameStatus::Mixed { reason } if memory.refusals.add_to(reason))
-        && !matches!(&stored.status, NameStatus::Refused { reason } if !too_many && memory.refusals.add_to(reason));
+    let tells_more = match (&stored.status, &status) {
+        (NameStatus::Mixed { reason: old }, NameStatus::Mixed { reason: new })
+        | (NameStatus::Refused { reason: old }, NameStatus::Refused { reason: new }) => {
+            memory.refusals.add_to(old) && !memory.refusals.add_to(new)
+        }
+        _ => false,
+    };
+    let same = std::mem::discriminant(&status) == std::mem::discriminant(&stored.status) && !tells_more;
     let status = if same { stored.status.clone() } else { status };
 
     let chain = round.chain().unwrap_or(&stored.chain);

@@ -7,8 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use allowlist::DomainName;
 use serde::{Deserialize, Serialize};
 
-use super::answer::Answer;
+use super::answer::{Answer, Failure};
 use super::judge::Round;
+
+/// What is kept of an error's words.
+const MAX_ERROR_CHARS: usize = 200;
 
 /// The lookups of one name since this leader leads.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -49,11 +52,17 @@ impl Record {
         let lookups = known.entry(name.clone()).or_default();
         for answers in [&round.v4, &round.v6] {
             for (answer, upstream) in answers.iter().zip(upstreams) {
-                let Answer::Failed(failure) = answer else {
-                    lookups.last_answer_ms = Some(round.at.unix_ms);
-                    continue;
+                let failure = match answer {
+                    // Why it is not asked was told when it failed.
+                    Answer::Failed(Failure::Skipped) => continue,
+                    Answer::Failed(failure) => failure,
+                    Answer::Addresses { .. } | Answer::Nothing { .. } => {
+                        lookups.last_answer_ms = Some(round.at.unix_ms);
+                        continue;
+                    }
                 };
-                let (at_ms, error) = (round.at.unix_ms, failure.to_string());
+                let error = failure.to_string().chars().take(MAX_ERROR_CHARS).collect();
+                let at_ms = round.at.unix_ms;
                 lookups.last_error = Some(Box::new(LookupError { at_ms, upstream: upstream.clone(), error }));
             }
         }
@@ -83,7 +92,6 @@ impl Record {
 mod tests {
     use std::time::Duration;
 
-    use super::super::answer::Failure;
     use super::super::judge::Moment;
     use super::*;
 

@@ -7,7 +7,9 @@ use allowlist::{DomainName, Revision, Target, linger};
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use raft_store::FeatureLevel;
-use raft_store::command::{BatchReply, Command, NameStatus, Operation, Origin, ResolutionUpdate};
+use raft_store::command::{
+    BatchReply, Command, NameStatus, Operation, Origin, ResolutionUpdate, SeenAddress,
+};
 use raft_store::reader::StateReader;
 use raft_store::state::{EventKind, Resolution, State};
 use tokio::task::JoinSet;
@@ -22,6 +24,10 @@ use crate::cluster::{self, Cluster, WriteError};
 
 /// Updates that share one proposal. Each may carry many addresses, so this stays far below what a log entry holds.
 const MAX_UPDATES_PER_WRITE: usize = 100;
+/// Nor may they take more than this, half of what a proposal holds ([`crate::raft::proposer::MAX_ENTRY_BYTES`]).
+const MAX_BYTES_PER_WRITE: usize = 512 * 1024;
+/// An address with its times, at most.
+const ADDRESS_BYTES: usize = 40;
 /// How long a proposal may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Before leadership is looked at again.
@@ -156,6 +162,10 @@ impl<'a> Term<'a> {
                     if let EventKind::EntryAdded(entry) | EventKind::EntryRemoved(entry) = &event.kind
                         && let Target::Domain(name) = &entry.target
                     {
+                        if matches!(event.kind, EventKind::EntryRemoved(_)) && is_pending(&state, name) {
+                            // It went and came back: what is known of it is of its former life.
+                            self.forget(name);
+                        }
                         self.take(&state, name);
                     }
                 }
@@ -171,10 +181,14 @@ impl<'a> Term<'a> {
         if state.resolutions().contains_key(name) {
             self.schedule.add(name);
         } else {
-            self.schedule.remove(name);
-            self.memories.remove(name);
-            self.resolver.record.remove(name);
+            self.forget(name);
         }
+    }
+
+    fn forget(&mut self, name: &DomainName) {
+        self.schedule.remove(name);
+        self.memories.remove(name);
+        self.resolver.record.remove(name);
     }
 
     /// Starts what is due and allowed; returns when to look again if nothing else happens.
@@ -219,7 +233,7 @@ impl<'a> Term<'a> {
         self.resolver.record.heard(&turn.name, &round, &group.rules.upstreams);
         let memory = self.memories.entry(turn.name.clone()).or_default();
         let rules = Rules {
-            linger: longest_linger(&state, &turn.name).unwrap_or(group.rules.linger),
+            linger: longest_linger(&state, &turn.name, group.rules.linger),
             tells_mixed: state.features() >= FeatureLevel::MIXED_NAMES,
             ..group.rules.clone()
         };
@@ -244,7 +258,14 @@ impl<'a> Term<'a> {
         if self.found.is_empty() || !self.writes.is_empty() {
             return;
         }
-        let rest = self.found.split_off(self.found.len().min(MAX_UPDATES_PER_WRITE));
+        let mut bytes = 0;
+        let fit = self.found.iter().take(MAX_UPDATES_PER_WRITE).take_while(|found| {
+            bytes += rough_bytes(&found.update);
+            bytes <= MAX_BYTES_PER_WRITE
+        });
+        // One alone always goes: it is as small as it can be.
+        let fit = fit.count().max(1);
+        let rest = self.found.split_off(fit);
         let found = std::mem::replace(&mut self.found, rest);
         let origin = Origin { actor: ACTOR.to_owned(), ..Origin::default() };
         let operations = found.iter().map(|found| Operation {
@@ -292,9 +313,26 @@ impl<'a> Term<'a> {
     }
 }
 
-/// What the entries that name it ask for, if any does.
-fn longest_linger(state: &State, name: &DomainName) -> Option<Duration> {
-    state.entries_of(name).filter_map(|entry| linger::of_labels(&entry.labels).ok().flatten()).max()
+fn is_pending(state: &State, name: &DomainName) -> bool {
+    state.resolutions().get(name).is_some_and(|found| found.status == NameStatus::Pending)
+}
+
+/// The longest that an entry which names it asks for; one that asks for nothing means the `default`, and a protected one
+/// never less.
+fn longest_linger(state: &State, name: &DomainName, default: Duration) -> Duration {
+    let lingers = state.entries_of(name).map(|entry| {
+        let wish = linger::of_labels(&entry.labels).ok().flatten().unwrap_or(default);
+        if entry.protected { wish.max(default) } else { wish }
+    });
+    lingers.max().unwrap_or(default)
+}
+
+/// About what an update takes in a log entry.
+fn rough_bytes(update: &ResolutionUpdate) -> usize {
+    let upstreams = |seen: &SeenAddress| seen.upstreams.iter().map(|name| name.len() + 1).sum::<usize>();
+    let seen: usize = update.seen.values().map(|seen| ADDRESS_BYTES + upstreams(seen)).sum();
+    seen + update.retire.len() * ADDRESS_BYTES
+        + update.chain.iter().map(|name| name.as_str().len()).sum::<usize>()
 }
 
 fn shortest_ttl(resolution: &Resolution) -> Option<Duration> {

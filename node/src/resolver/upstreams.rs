@@ -7,7 +7,7 @@ use allowlist::DomainName;
 
 use super::answer::MAX_UPSTREAMS;
 use super::endpoint::Endpoint;
-use super::judge::Rules;
+use super::judge::{GIVEN_COUNTS, Rules};
 use super::lookup::{Bounds, Upstream};
 use super::trust::Trust;
 use super::zone::Zones;
@@ -91,6 +91,7 @@ impl Servers<'_> {
         }
         let rules = Rules {
             linger: self.settings.linger,
+            word_counts: self.settings.linger.max(GIVEN_COUNTS),
             upstreams: upstreams.iter().map(|upstream| upstream.name().to_owned()).collect(),
             tells_mixed: false,
             quorum: self.settings.quorum,
@@ -99,7 +100,7 @@ impl Servers<'_> {
     }
 
     fn server(&mut self, endpoint: &Endpoint) -> Upstream {
-        let upstream = self.known.entry(endpoint.to_string()).or_insert_with(|| {
+        let upstream = self.known.entry(format!("{endpoint:?}")).or_insert_with(|| {
             let bounds = Bounds {
                 timeout: self.settings.timeout,
                 questions_per_second: self.settings.questions_per_second,

@@ -59,11 +59,20 @@ async fn an_entry_may_say_how_long_its_addresses_linger_and_the_longest_wish_cou
     let authority = Authority::start().await;
     let wish = |linger: &str| BTreeMap::from([(LINGER_LABEL.to_owned(), linger.to_owned())]);
     let site = Site::start(&[&authority]).await;
-    for (name, lingers) in [("soon.example.test", ["0s", "1s"]), ("late.example.test", ["1s", "7d"])] {
+    let (late, guarded, half) = ("late.example.test", "guarded.example.test", "half.example.test");
+    for (name, lingers) in [
+        (guarded, ["0s", "0s"]),
+        (half, ["0s", ""]),
+        (late, ["1s", "7d"]),
+        ("soon.example.test", ["0s", "1s"]),
+    ] {
         authority.set_addresses(name, &["1.1.1.1"], 0);
         for (linger, port) in lingers.into_iter().zip(["tcp/80", "tcp/443"]) {
             site.add_with(name, |entry| {
-                entry.labels = wish(linger).into();
+                if !linger.is_empty() {
+                    entry.labels = wish(linger).into();
+                }
+                entry.protected = name == guarded;
                 entry.ports = Ports::new(vec![port.parse().expect("a port")]).expect("one port");
             })
             .await;
@@ -72,9 +81,11 @@ async fn an_entry_may_say_how_long_its_addresses_linger_and_the_longest_wish_cou
         authority.set_addresses(name, &["8.8.8.8"], 0);
     }
     site.until_addresses("soon.example.test", &["8.8.8.8"]).await;
-    asked_again(&authority, "late.example.test", 10).await;
-    let state = site.cluster().reader().state();
-    assert_eq!(addresses(&state, "late.example.test"), ["1.1.1.1", "8.8.8.8"]);
+    for name in [late, guarded, half] {
+        asked_again(&authority, name, 10).await;
+        let state = site.cluster().reader().state();
+        assert_eq!(addresses(&state, name), ["1.1.1.1", "8.8.8.8"], "{name}");
+    }
     site.stop().await;
 }
 

@@ -73,6 +73,7 @@ fn a_week_of_churn_loses_leaks_and_writes_nothing_that_the_model_does_not_know()
     store.write(1, Command::RaiseFeatures(FeatureLevel::NEWEST));
     let rules = Rules {
         linger: LINGER,
+        word_counts: LINGER,
         upstreams: UPSTREAMS.map(str::to_owned).into(),
         tells_mixed: true,
         quorum: Quorum::Any,

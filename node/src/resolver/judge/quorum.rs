@@ -15,8 +15,8 @@ use raft_store::state::Resolution;
 use super::super::answer::{Family, UpstreamSet};
 use super::{MAX_ADDRESSES_PER_NAME, Memory, Rules, Union};
 
-/// What an upstream gave counts at least so long …
-const GIVEN_COUNTS: Duration = Duration::from_secs(600);
+/// What an upstream gave counts at least so long.
+pub const GIVEN_COUNTS: Duration = Duration::from_secs(600);
 /// Givers of stored addresses that changed are told once they have differed for this time, …
 const GIVERS_SETTLE: Duration = Duration::from_secs(60);
 /// … and not sooner than this after the last time, for all addresses of a name at once: pools would cost a write a minute.
@@ -56,7 +56,7 @@ impl Givers {
 
     /// Those whose word still counts, among them those that are silent now.
     fn standing(&mut self, heard: UpstreamSet, now: Duration, rules: &Rules) -> UpstreamSet {
-        let counts = rules.linger.max(GIVEN_COUNTS);
+        let counts = rules.word_counts;
         for (place, last) in &mut self.0 {
             if !heard.contains(*place) {
                 *last = now;
@@ -71,6 +71,8 @@ impl Givers {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Waiting {
     known: BTreeMap<IpAddr, Givers>,
+    /// How many of them the last round let in.
+    admitted: usize,
     /// Rounds in a row in which there was nothing but them.
     rounds: u32,
 }
@@ -98,10 +100,13 @@ impl Waiting {
             let vouching = givers.standing(heard, now, rules);
             if rules.is_majority(vouching, heard) {
                 admitted.insert(address, (ttl_s, vouching));
-            } else if self.known.len() < MAX_ADDRESSES_PER_NAME {
+            }
+            // It stays until it is stored: the write may fail.
+            if self.known.len() < MAX_ADDRESSES_PER_NAME {
                 self.known.insert(address, givers);
             }
         }
+        self.admitted = admitted.len();
         self.known.retain(|address, givers| {
             let standing = givers.standing(heard(Family::of(*address)), now, rules);
             !standing.is_empty() && !stored.addresses.contains_key(address)
@@ -113,7 +118,7 @@ impl Waiting {
 
     /// How many wait.
     pub(super) fn len(&self) -> usize {
-        self.known.len()
+        self.known.len().saturating_sub(self.admitted)
     }
 
     /// What people are told while a name has nothing but addresses that wait, and has had for some rounds.

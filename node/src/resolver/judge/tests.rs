@@ -19,8 +19,13 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let upstreams = vec!["192.0.2.1:53".to_owned(), "192.0.2.2:53".to_owned()];
-        let rules =
-            Rules { linger: LINGER, upstreams: upstreams.into(), tells_mixed: true, quorum: Quorum::Any };
+        let rules = Rules {
+            linger: LINGER,
+            word_counts: LINGER,
+            upstreams: upstreams.into(),
+            tells_mixed: true,
+            quorum: Quorum::Any,
+        };
         Self { stored: Resolution::default(), memory: Memory::default(), rules, now: Duration::ZERO }
     }
 

@@ -147,3 +147,39 @@ fn a_rotating_pool_costs_a_write_in_ten_minutes_at_most_once_it_is_known() {
     }
     assert!(writes <= 10, "{writes} writes in 100 minutes");
 }
+
+#[test]
+fn a_private_answer_beside_one_that_waits_is_told_once_and_not_each_round() {
+    let mut case = Case::with_majority_of(2);
+    let says: [Option<&[&str]>; 2] = [Some(&["1.2.3.4"]), Some(&["10.0.0.5"])];
+    for _ in 0..5 {
+        case.each_says(30, &says);
+    }
+    let NameStatus::Refused { reason } = &case.stored.status else { panic!("{:?}", case.stored.status) };
+    assert!(reason.contains("1.2.3.4 only from 192.0.2.1:53") && reason.contains("10.0.0.5"), "{reason}");
+    for _ in 0..50 {
+        assert_eq!(case.each_says(30, &says).update, None);
+    }
+}
+
+#[test]
+fn a_write_that_fails_loses_nobodys_word() {
+    let mut case = Case::with_majority_of(2);
+    case.each_says(0, &[Some(&["1.1.1.1"]), Some(&[])]);
+    let before = case.stored.clone();
+    case.each_says(30, &[Some(&[]), Some(&["1.1.1.1"])]);
+    assert_eq!(case.published(), ["1.1.1.1"]);
+    case.stored = before;
+    case.each_says(30, &[Some(&[]), Some(&[])]);
+    case.each_says(30, &[Some(&["1.1.1.1"]), Some(&[])]);
+    assert_eq!(case.published(), ["1.1.1.1"], "the other one's word stands");
+}
+
+#[test]
+fn a_flood_from_one_keeps_nothing_out_that_the_others_agree_on() {
+    let mut case = Case::with_majority_of(3);
+    let flood: Vec<String> = (0..=1_000_u32).map(|n| format!("1.7.{}.{}", n / 256, n % 256)).collect();
+    let flood: Vec<&str> = flood.iter().map(String::as_str).collect();
+    case.each_says(0, &[Some(&["1.1.1.1"]), Some(&["1.1.1.1"]), Some(&flood)]);
+    assert_eq!(case.published(), ["1.1.1.1"]);
+}
