@@ -41,6 +41,8 @@ struct Sheet {
     well_at: Instant,
     /// They were not.
     different: bool,
+    /// They are being exchanged: a comparison says nothing.
+    exchanging: bool,
     /// Rises with each expectation: a comparison that began before says nothing.
     turn: u64,
     stop: bool,
@@ -55,7 +57,14 @@ impl Expected {
 impl ChainWatch {
     /// Watches `chains` in the network namespace of the calling thread. They are as expected now.
     pub(super) fn start(chains: [Chains; 2], expected: [ExpectedChains; 2]) -> Result<Self, FirewallError> {
-        let sheet = Sheet { expected, well_at: Instant::now(), different: false, turn: 0, stop: false };
+        let sheet = Sheet {
+            expected,
+            well_at: Instant::now(),
+            different: false,
+            exchanging: false,
+            turn: 0,
+            stop: false,
+        };
         let shared = Arc::new(Shared { sheet: Mutex::new(sheet), bell: Condvar::new() });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -74,6 +83,19 @@ impl ChainWatch {
         sheet.expected = expected;
         sheet.well_at = Instant::now();
         sheet.different = false;
+        sheet.turn += 1;
+    }
+
+    /// The chains are about to be exchanged for others, until [`Self::exchanged`].
+    pub(super) fn exchanging(&self) {
+        self.shared.lock().exchanging = true;
+    }
+
+    /// The chains should be so from now on. What was wrong with them, or beside them, may still be.
+    pub(super) fn exchanged(&self, expected: [ExpectedChains; 2]) {
+        let mut sheet = self.shared.lock();
+        sheet.expected = expected;
+        sheet.exchanging = false;
         sheet.turn += 1;
     }
 
@@ -110,7 +132,7 @@ impl Shared {
                 });
             }
             let mut sheet = self.lock();
-            if sheet.turn == turn {
+            if sheet.turn == turn && !sheet.exchanging {
                 sheet.different |= !same;
                 if same {
                     sheet.well_at = Instant::now();

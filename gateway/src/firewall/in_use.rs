@@ -55,6 +55,14 @@ impl InUse {
         Self { passing: either(self.passing, other.passing), draining: either(self.draining, other.draining) }
     }
 
+    /// The same with the pairs of `family` as `other` has them.
+    pub(super) fn with(self, family: Family, other: Self) -> Self {
+        let chosen = |own: [bool; 4], other: [bool; 4]| {
+            [0, 1, 2, 3].map(|at| if PAIRS[at].family == family { other[at] } else { own[at] })
+        };
+        Self { passing: chosen(self.passing, other.passing), draining: chosen(self.draining, other.draining) }
+    }
+
     /// True when the rules of `family` are others than those of `other`.
     pub(super) fn differs(self, other: Self, family: Family) -> bool {
         let differs =
@@ -129,6 +137,8 @@ mod tests {
         assert_eq!((names(Family::V4), names(Family::V6)), (vec!["og4op", "og4o"], vec!["og6op", "og6o"]));
         assert_eq!(needed.passing_of(Family::V6).count(), 0);
         assert!(needed.differs(InUse::default(), Family::V4) && !needed.differs(needed, Family::V6));
+        let only_v6 = InUse::default().with(Family::V6, needed);
+        assert_eq!(only_v6, InUse { draining: needed.draining, ..InUse::default() });
     }
 
     #[test]

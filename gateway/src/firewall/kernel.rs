@@ -10,7 +10,7 @@ use std::time::Instant;
 use allowlist::feed::CutCause;
 use allowlist::{Change, Element};
 
-use super::chain_watch::{ChainWatch, Expected};
+use super::chain_watch::{ChainWatch, Expected, ExpectedChains};
 use super::chains::Chains;
 use super::closing::{chains, close_host, close_where_open, guarded};
 use super::conntrack::{FlowRoom, switch_on_accounting};
@@ -36,6 +36,8 @@ pub struct KernelFirewall {
     options: KernelOptions,
     /// The pairs of sets that have rules.
     in_use: InUse,
+    /// By family: rules were being exchanged when something failed, so that nobody knows which are there.
+    unsure: [bool; 2],
     lingering: Lingering,
     /// Cuts flows, once the firewall is up; never in an audit.
     cutter: Option<Cutter>,
@@ -62,6 +64,7 @@ impl KernelFirewall {
             bodies: Default::default(),
             options,
             in_use: InUse::default(),
+            unsure: [false; 2],
             lingering: Lingering::default(),
             cutter: None,
             sink: None,
@@ -112,6 +115,7 @@ impl KernelFirewall {
             if !forward_is_right {
                 self.write_body(family, Chain::Forward)?;
             }
+            self.unsure[family] = false;
         }
         Ok(different)
     }
@@ -160,12 +164,15 @@ impl KernelFirewall {
         Expected { wanted, printed: self.bodies[family][chain as usize].clone() }
     }
 
-    /// Has the chains watched, which are as they should be.
-    fn watch(&mut self) {
+    fn expected_chains(&self) -> [ExpectedChains; 2] {
         let guard = self.options.guard.iter().flat_map(|_| Chain::HOST);
         let watched: Vec<Chain> = Chain::BOTH.into_iter().chain(guard).collect();
-        let expected = [0, 1]
-            .map(|family| watched.iter().map(|chain| (*chain, self.expected(family, *chain))).collect());
+        [0, 1].map(|family| watched.iter().map(|chain| (*chain, self.expected(family, *chain))).collect())
+    }
+
+    /// Has the chains watched, which are as they should be.
+    fn watch(&mut self) {
+        let expected = self.expected_chains();
         match &self.watch {
             Some(watch) => watch.expect(expected),
             None => match ChainWatch::start(chains(&self.options), expected) {
@@ -181,13 +188,14 @@ impl KernelFirewall {
         if let Err(error) = self.chains[family].set_body(chain, &wanted) {
             wanted = self.write_without_log(family, chain, &wanted, error)?;
         }
-        self.remember_printed(family, chain, wanted.len())
+        self.remember_printed(family, chain, wanted.len());
+        Ok(())
     }
 
-    fn remember_printed(&mut self, family: usize, chain: Chain, rules: usize) -> Result<(), FirewallError> {
-        let printed = self.chains[family].body(chain)?.filter(|printed| printed.len() == rules);
-        self.bodies[family][chain as usize] = printed;
-        Ok(())
+    /// Rules that are there and cannot be listed are no failure: at worst they are written again.
+    fn remember_printed(&mut self, family: usize, chain: Chain, rules: usize) {
+        let printed = self.chains[family].body(chain).ok().flatten();
+        self.bodies[family][chain as usize] = printed.filter(|printed| printed.len() == rules);
     }
 
     /// Sets of our names but another kind (a former version, or somebody's own) give way; until then nothing passes.
@@ -268,10 +276,12 @@ impl Firewall for KernelFirewall {
         self.end_guard()?;
         self.evict_misfits()?;
         self.holding.adopt()?;
-        self.in_use = self.holding.occupied().union(self.present_in_use()?);
+        self.in_use = self.present_in_use()?;
         for difference in self.establish()?.into_iter().chain(self.establish_guard()?) {
             tracing::debug!("{difference}; now it is");
         }
+        // Not as part of the above, which closes what it cannot make right.
+        self.open_for(self.holding.occupied())?;
         self.unswept = true;
         self.start_cutter()?;
         Ok(self.holding.held().clone())
@@ -280,7 +290,8 @@ impl Firewall for KernelFirewall {
     fn hold(&mut self, elements: &BTreeSet<Element>, way: &Change) -> Result<Outcome, FirewallError> {
         let changing = Arc::clone(&self.changing);
         let _changing = changing.lock();
-        let opened = self.open_for(InUse::of(elements, way, self.holding.held()));
+        let needed = InUse::of(elements, way, self.holding.held());
+        let opened = self.open_for(needed.union(self.holding.occupied()));
         let result = self.holding.replace(elements, way);
         self.cut_closed(CutCause::Revoked, way.revision);
         self.sweep_when_settled();
@@ -290,7 +301,8 @@ impl Firewall for KernelFirewall {
     fn apply(&mut self, change: &Change) -> Result<Outcome, FirewallError> {
         let changing = Arc::clone(&self.changing);
         let _changing = changing.lock();
-        let opened = self.open_for(InUse::of(&change.added, change, self.holding.held()));
+        let needed = InUse::of(&change.added, change, self.holding.held());
+        let opened = self.open_for(needed.union(self.holding.occupied()));
         let result = self.holding.apply(change);
         self.cut_closed(CutCause::Revoked, change.revision);
         opened.and(result)
@@ -364,8 +376,14 @@ impl Firewall for KernelFirewall {
         let (different, unmended) = self.holding.mend();
         wrong.extend(different);
         failure = failure.or(unmended.map(FirewallError::from));
-        self.give_rules_to_all();
-        for established in [self.establish(), self.establish_guard()] {
+        let lacked = self.lacks_rules();
+        // What is there first, as it is: rules that are new and cannot be written close nothing.
+        let opened = self.establish().and_then(|mut different| {
+            self.open_for(self.holding.occupied())?;
+            different.extend(lacked.then(|| "rules of a pair of sets were missing".to_owned()));
+            Ok(different)
+        });
+        for established in [opened, self.establish_guard()] {
             match established {
                 Ok(different) => wrong.extend(different),
                 Err(error) => failure = failure.or(Some(error)),

@@ -105,6 +105,11 @@ fn a_process_goes_on_with_the_rules_of_the_former_and_takes_away_what_nothing_ne
     assert_eq!(counted(&mut last, element("8.8.8.8/32")).packets_in, sent);
 }
 
+/// One repair in the words of what it found.
+fn seen_and_repaired(firewall: &mut KernelFirewall) -> Vec<String> {
+    firewall.repair_what_was_seen().unwrap().into_iter().map(|repair| repair.what).collect()
+}
+
 #[test]
 fn rules_that_cannot_be_written_keep_nothing_revoked_open_and_are_written_later() {
     let net = Net::new();
@@ -112,16 +117,112 @@ fn rules_that_cannot_be_written_keep_nothing_revoked_open_and_are_written_later(
     firewall.replace(&elements(&["8.8.8.8/32", "8.8.4.4/32"])).unwrap();
     let beacon = net.internet.udp("8.8.8.8", 7);
     let (old, new) = (net.internet.udp("8.8.4.4", 9), net.internet.udp("9.9.9.9", 53));
+    let other_family = net.internet.udp("2a01:4f8::1", 53);
     let tools = BrokenTools::failing_on("og4op");
-    let error = firewall.apply(&change(&["9.9.9.9/32 udp/53"], &["8.8.4.4/32"], &[])).unwrap_err();
+    let error =
+        firewall.apply(&change(&["9.9.9.9/32 udp/53", "2a01:4f8::/32"], &["8.8.4.4/32"], &[])).unwrap_err();
     assert!(error.to_string().starts_with("write nat OG-NAT (v4)"), "{error}");
-    assert!(net.passes(&old, &beacon).is_none(), "what is revoked");
-    assert!(net.passes(&new, &beacon).is_none(), "what has no rules");
+    assert!(net.passes(&other_family, &beacon).is_some(), "what the failure is nothing to");
+    // However often it is tried: what is listed and has rules, as the beacon, passes all the while.
+    for _ in 0..3 {
+        assert!(net.passes(&old, &beacon).is_none(), "what is revoked");
+        assert!(net.passes(&new, &beacon).is_none(), "what has no rules");
+        let error = firewall.repair_what_was_seen().unwrap_err();
+        assert!(error.to_string().starts_with("write nat OG-NAT (v4)"), "{error}");
+    }
     drop(tools);
-    let repaired: Vec<String> =
-        firewall.repair_what_was_seen().unwrap().into_iter().map(|it| it.what).collect();
-    assert_eq!(repaired.len(), 2, "{repaired:?}");
+    assert_eq!(seen_and_repaired(&mut firewall), ["rules of a pair of sets were missing"]);
     assert!(net.passes(&new, &beacon).is_some());
     assert!(net.passes(&old, &beacon).is_none());
     assert_eq!(firewall.repair().unwrap(), []);
+}
+
+#[test]
+fn rules_that_could_not_be_written_come_with_the_next_change() {
+    let net = Net::new();
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32", "8.8.4.4/32"])).unwrap();
+    let beacon = net.internet.udp("8.8.8.8", 7);
+    let new = net.internet.udp("9.9.9.9", 53);
+    let tools = BrokenTools::failing_on("og4op");
+    firewall.apply(&change(&["9.9.9.9/32 udp/53"], &[], &[])).unwrap_err();
+    firewall.repair_what_was_seen().unwrap_err();
+    assert!(net.passes(&new, &beacon).is_none());
+    drop(tools);
+    firewall.apply(&change(&["9.9.9.9/32 udp/53"], &[], &[])).unwrap();
+    assert!(net.passes(&new, &beacon).is_some());
+    // The same for what is to drain, and for the list as a whole.
+    let tools = BrokenTools::failing_on("og4do");
+    firewall.apply(&change(&[], &[], &["8.8.4.4/32"])).unwrap_err();
+    assert!(!asked().contains("og4do"));
+    drop(tools);
+    firewall.replace(&elements(&["8.8.8.8/32", "9.9.9.9/32 udp/53"])).unwrap();
+    assert!(asked().is_superset(&sets(&["og4do", "og4di"])));
+    assert_eq!(firewall.repair().unwrap(), []);
+}
+
+#[test]
+fn rules_of_which_a_part_was_written_are_written_again() {
+    let net = Net::new();
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32"])).unwrap();
+    let (beacon, new) = (net.internet.udp("8.8.8.8", 7), net.internet.udp("9.9.9.9", 53));
+    let tools = BrokenTools::failing_on("filter*og4op");
+    let error = firewall.apply(&change(&["9.9.9.9/32 udp/53"], &[], &[])).unwrap_err();
+    assert!(error.to_string().starts_with("write filter OG-FORWARD (v4)"), "{error}");
+    firewall.apply(&change(&[], &["9.9.9.9/32 udp/53"], &[])).unwrap_err();
+    assert!(net.passes(&new, &beacon).is_none());
+    assert!(asked().contains("og4op"), "NAT was written");
+    drop(tools);
+    firewall.apply(&Change::default()).unwrap();
+    assert_eq!(asked(), sets(&["og4i", "og4o"]));
+    assert_eq!(firewall.repair().unwrap(), []);
+}
+
+#[test]
+fn a_start_that_cannot_write_rules_for_all_sets_closes_nothing_that_is_open() {
+    let net = Net::new();
+    let mut former = installed();
+    former.replace(&elements(&["8.8.8.8/32"])).unwrap();
+    let (beacon, new) = (net.internet.udp("8.8.8.8", 7), net.internet.udp("9.9.9.9", 53));
+    let tools = BrokenTools::failing_on("og4op");
+    former.apply(&change(&["9.9.9.9/32 udp/53"], &[], &[])).unwrap_err();
+    drop(former);
+    let mut next = KernelFirewall::new(&KernelOptions::default()).unwrap();
+    next.install().unwrap_err();
+    assert!(net.passes(&new, &beacon).is_none());
+    drop(tools);
+    next.install().unwrap();
+    assert!(net.passes(&new, &beacon).is_some());
+}
+
+#[test]
+fn what_was_closed_because_nat_is_not_in_force_is_opened_by_repair_only() {
+    let net = Net::new();
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32", "9.9.9.9/32 udp/53"])).unwrap();
+    firewall.apply(&change(&[], &["9.9.9.9/32 udp/53"], &[])).unwrap();
+    let now = Instant::now();
+    firewall.end_draining(now).unwrap();
+    let tools = BrokenTools::failing_on("MASQUERADE");
+    command("iptables", &["-F", "OG-FORWARD"]);
+    command("iptables", &["-t", "nat", "-F", "OG-NAT"]);
+    firewall.repair().unwrap_err();
+    let closed = "-N OG-FORWARD\n-A OG-FORWARD -j DROP\n";
+    let error = firewall.end_draining(now + A_WHILE).unwrap_err();
+    assert!(error.to_string().contains("the rules of NAT are not ours"), "{error}");
+    assert_eq!(command("iptables", &["-S", "OG-FORWARD"]), closed);
+    drop(tools);
+    firewall.repair().unwrap();
+    firewall.end_draining(now + A_WHILE).unwrap();
+    assert_eq!(asked(), sets(&["og4i", "og4o"]));
+
+    command("iptables", &["-t", "nat", "-D", "POSTROUTING", "-j", "OG-NAT"]);
+    let error = firewall.apply(&change(&["9.9.9.9/32 udp/53"], &["8.8.8.8/32"], &[])).unwrap_err();
+    assert!(error.to_string().contains("jumps to our chains are not in their places"), "{error}");
+    assert_eq!(asked(), sets(&["og4i", "og4o"]));
+    let repaired = seen_and_repaired(&mut firewall);
+    assert_eq!(repaired.len(), 2, "{repaired:?}");
+    let (listed, revoked) = (net.internet.udp("9.9.9.9", 53), net.internet.udp("8.8.8.8", 9));
+    assert!(net.passes(&revoked, &listed).is_none());
 }

@@ -30,9 +30,10 @@ impl KernelFirewall {
         let with_log = self.logging_to(Some(group));
         for (at, family) in Family::BOTH.into_iter().enumerate() {
             let body = Chain::Forward.body(family, &with_log, self.in_use);
-            let written = self.chains[at]
-                .set_body(Chain::Forward, &body)
-                .and_then(|()| self.remember_printed(at, Chain::Forward, body.len()));
+            let written = self.chains[at].set_body(Chain::Forward, &body);
+            if written.is_ok() {
+                self.remember_printed(at, Chain::Forward, body.len());
+            }
             if let Err(error) = written {
                 self.log.refuse(&error, group);
                 for family in 0..=at {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Chain, FirewallError, InUse, KernelFirewall};
+use super::{Chain, ChainWatch, FirewallError, InUse, KernelFirewall, Mode};
 use crate::firewall::layout::Family;
 
 impl KernelFirewall {
@@ -28,59 +28,86 @@ impl KernelFirewall {
         self.exchange(self.in_use.union(needed), [Chain::Nat, Chain::Forward])
     }
 
-    /// False when a pair holds something and has no rules, because they could not be written.
+    /// True when a pair holds something and has no rules, because they could not be written.
+    pub(super) fn lacks_rules(&self) -> bool {
+        self.in_use.union(self.holding.occupied()) != self.in_use
+    }
+
+    /// False when a pair lacks rules, and when nobody knows.
     pub(super) fn has_rules_for_all(&self) -> bool {
-        self.in_use.union(self.holding.occupied()) == self.in_use
+        !self.unsure.contains(&true) && !self.lacks_rules()
     }
 
-    /// The rules should be such from now on that every pair that holds something has some.
-    pub(super) fn give_rules_to_all(&mut self) {
-        self.expect_rules_of(self.in_use.union(self.holding.occupied()));
-    }
-
-    /// Takes away the rules of pairs that have been empty for a while.
+    /// Takes away the rules of pairs that have been empty for a while. Where something is wrong with the chains, repair
+    /// comes first: it may have closed them on purpose.
     pub(super) fn close_unused(&mut self, now: Instant) -> Result<(), FirewallError> {
-        if !self.holding.is_settled() {
+        let is_well = self.watch.as_ref().is_none_or(ChainWatch::is_well) && !self.unsure.contains(&true);
+        if !is_well || !self.holding.is_settled() {
             return Ok(());
         }
         let narrowed = self.lingering.narrowed(self.in_use, self.holding.occupied(), now);
         self.exchange(narrowed, [Chain::Forward, Chain::Nat])
     }
 
-    /// Exchanges the rules for those of `in_use`, each chain in one step. When one could not be written, what is there is
-    /// what drift repair calls wrong, and the next call tries again.
+    /// Exchanges the rules for those of `in_use`, family by family and going on past errors. A family whose rules could
+    /// not be written is still to have the former ones, and the next call tries again.
     fn exchange(&mut self, in_use: InUse, order: [Chain; 2]) -> Result<(), FirewallError> {
-        let before = self.in_use;
-        if in_use == before {
+        let changes =
+            |(at, family): &(usize, Family)| self.unsure[*at] || in_use.differs(self.in_use, *family);
+        let changing: Vec<_> = Family::BOTH.into_iter().enumerate().filter(changes).collect();
+        if changing.is_empty() {
             return Ok(());
         }
-        self.expect_rules_of(in_use);
-        let mut written = Ok(());
-        for (family, _) in Family::BOTH.iter().enumerate().filter(|(_, one)| in_use.differs(before, **one)) {
-            for chain in order {
-                written = written.and_then(|()| self.write_body(family, chain));
-            }
+        if let Some(watch) = &self.watch {
+            watch.exchanging();
         }
+        let mut result = Ok(());
+        for (at, family) in changing {
+            result = result.and(self.exchange_family(at, self.in_use.with(family, in_use), order));
+        }
+        if let Some(watch) = &self.watch {
+            watch.exchanged(self.expected_chains());
+        }
+        tracing::debug!(in_use = ?self.in_use, ?result, "exchanged rules");
+        result
+    }
+
+    /// Each chain in one step.
+    fn exchange_family(
+        &mut self,
+        family: usize,
+        in_use: InUse,
+        order: [Chain; 2],
+    ) -> Result<(), FirewallError> {
+        self.refuse_where_closed(family, order)?;
+        let former = (self.in_use, self.bodies[family].clone());
+        self.in_use = in_use;
+        // How the tool printed other rules says nothing about these.
+        for chain in Chain::BOTH {
+            self.bodies[family][chain as usize] = None;
+        }
+        let written = order.into_iter().try_for_each(|chain| self.write_body(family, chain));
+        self.unsure[family] = written.is_err();
         if written.is_err() {
-            self.expect_rules_of(before);
-            return written;
-        }
-        tracing::debug!(?in_use, "exchanged rules");
-        if self.watch.is_some() {
-            self.watch();
+            (self.in_use, self.bodies[family]) = former;
         }
         written
     }
 
-    /// How the tool printed other rules says nothing about these.
-    fn expect_rules_of(&mut self, in_use: InUse) {
-        for (at, family) in Family::BOTH.into_iter().enumerate() {
-            if in_use.differs(self.in_use, family) {
-                for chain in Chain::BOTH {
-                    self.bodies[at][chain as usize] = None;
-                }
-            }
+    /// Where NAT might not hide the source, FORWARD may have been closed on purpose, and repair opens it. Rules that come
+    /// with new ones of NAT before them need only the jumps.
+    fn refuse_where_closed(&self, family: usize, order: [Chain; 2]) -> Result<(), FirewallError> {
+        if self.options.policy.mode == Mode::Audit {
+            return Ok(());
         }
-        self.in_use = in_use;
+        let reason = if !self.chains[family].is_led_in()? {
+            "the jumps to our chains are not in their places"
+        } else if order[0] != Chain::Nat && !self.body_is_right(family, Chain::Nat)? {
+            "the rules of NAT are not ours"
+        } else {
+            return Ok(());
+        };
+        let action = format!("exchange the rules of {}", self.chains[family].place(Chain::Forward));
+        Err(FirewallError::Failed { action, reason: format!("{reason}; they are repaired first") })
     }
 }
