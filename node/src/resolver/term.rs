@@ -35,7 +35,9 @@ const TERM_PAUSE: Duration = Duration::from_millis(20);
 /// Batches of changes read at a time while following the state.
 const FOLLOW_BATCHES: usize = 1_000;
 /// Names that become due are taken up together, as often as this: one wake-up for many is most of what makes a name cheap.
-const BATCH_INTERVAL: Duration = Duration::from_millis(20);
+const BATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// Where names are asked so often that this would be felt, it is this part of their shortest interval.
+const BATCHES_PER_INTERVAL: u32 = 10;
 /// How often the names are counted by state.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -197,7 +199,8 @@ impl<'a> Term<'a> {
         if now < self.next_batch && !self.schedule.has_new() {
             return self.schedule.next_due().map(|due| self.started + due.max(self.next_batch));
         }
-        self.next_batch = now + BATCH_INTERVAL;
+        let shortest = self.resolver.settings.min_interval / BATCHES_PER_INTERVAL;
+        self.next_batch = now + BATCH_INTERVAL.min(shortest);
         while self.lookups.len() < self.resolver.settings.max_lookups {
             let now = self.started.elapsed();
             let Some(turn) = self.schedule.take(now) else {
