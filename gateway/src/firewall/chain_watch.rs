@@ -166,3 +166,32 @@ fn are_as_expected(chains: &Chains, expected: &ExpectedChains) -> Result<bool, F
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::closing::chains;
+    use crate::firewall::layout::KernelOptions;
+
+    /// Longer than several comparisons take.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn an_exchange_of_rules_hides_nothing_that_was_wrong() {
+        let nowhere: [ExpectedChains; 2] = [0, 1].map(|_| {
+            let wanted = vec!["-m comment --comment nowhere -j DROP".to_owned()];
+            vec![(Chain::Forward, Expected { wanted, printed: None })]
+        });
+        let watch = ChainWatch::start(chains(&KernelOptions::default()), nowhere.clone()).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !watch.shared.lock().different {
+            assert!(Instant::now() < deadline, "the difference was not seen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        watch.exchanging();
+        watch.exchanged(nowhere.clone());
+        assert!(!watch.is_well());
+        watch.expect(nowhere);
+        assert!(watch.is_well());
+    }
+}

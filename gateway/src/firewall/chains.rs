@@ -16,6 +16,10 @@ pub(super) mod fuzzing;
 /// Marks the jumps that stand in while ours are put in their place.
 const STAND_IN: &str = "-m comment --comment og-moving";
 
+/// For so many seconds a program waits for the lock that all users of the legacy backend share: a revocation may have to
+/// wait behind it, and what did not come about is tried again. (iptables(8), `-w`)
+const LOCK_WAIT_S: u32 = 5;
+
 /// The chains of one family behind one backend of iptables.
 pub(super) struct Chains {
     family: Family,
@@ -42,8 +46,9 @@ impl Chains {
         internal_cidrs: &[IpNet],
         mode: Mode,
     ) -> Self {
-        // Every iptables since 1.4.20 checks and waits; asking it would cost a process.
-        let tool = IPTables { cmd: program, has_check: true, has_wait: true, is_numeric: false };
+        // Every iptables since 1.4.20 checks and waits; asking it would cost a process. The crate waits for ever, hence
+        // [`Self::run`] says for how long.
+        let tool = IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
         Self { family, tool, restore, internal_cidrs: internal_cidrs.to_vec(), mode }
     }
 
@@ -93,7 +98,7 @@ impl Chains {
         let action = format!("write {}", self.place(chain));
         let failed = |error: io::Error| start_error(self.restore, &action, &error);
         let mut child = Command::new(self.restore)
-            .args(["--noflush", "-w"])
+            .args(["--noflush", "-w", &LOCK_WAIT_S.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -215,9 +220,7 @@ impl Chains {
         rule: &str,
         position: i32,
     ) -> Result<(), FirewallError> {
-        self.tool
-            .insert(table, parent, rule, position)
-            .map_err(|error| FirewallError::Failed { action: action.to_owned(), reason: error.to_string() })
+        self.execute(action, table, &format!("-I {parent} {position} {rule}"))
     }
 
     fn execute(&self, action: &str, table: &str, command: &str) -> Result<(), FirewallError> {
@@ -241,7 +244,8 @@ impl Chains {
     }
 
     fn run(&self, action: &str, table: &str, command: &str) -> Result<std::process::Output, FirewallError> {
-        self.tool.execute(table, command).map_err(|error| match error.downcast::<io::Error>() {
+        let command = format!("{command} -w {LOCK_WAIT_S}");
+        self.tool.execute(table, &command).map_err(|error| match error.downcast::<io::Error>() {
             Ok(error) => start_error(self.tool.cmd, action, &error),
             Err(error) => FirewallError::Failed { action: action.to_owned(), reason: error.to_string() },
         })

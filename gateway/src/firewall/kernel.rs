@@ -404,19 +404,25 @@ impl Firewall for KernelFirewall {
 
     fn repair_what_was_seen(&mut self) -> Result<Vec<Repair>, FirewallError> {
         let is_well = self.watch.as_ref().is_some_and(ChainWatch::is_well);
+        let mut seen = Vec::new();
         if is_well && self.has_rules_for_all() && self.holding.are_there()? {
             let (wrong, failure) = self.holding.mend_if_due();
             self.unswept |= !wrong.is_empty();
-            return match failure {
-                Some(error) => Err(error.into()),
-                None => {
-                    self.bring_back_log();
-                    self.sweep_when_settled();
-                    Ok(wrong.into_iter().map(|what| Repair { what }).collect())
-                }
-            };
+            let repairs = wrong.into_iter().map(|what| Repair { what });
+            if !self.holding.has_misfits() {
+                return match failure {
+                    Some(error) => Err(error.into()),
+                    None => {
+                        self.bring_back_log();
+                        self.sweep_when_settled();
+                        Ok(repairs.collect())
+                    }
+                };
+            }
+            seen.extend(repairs);
         }
-        let repairs = self.repair()?;
+        let mut repairs = self.repair()?;
+        repairs.splice(0..0, seen);
         self.watch();
         Ok(repairs)
     }

@@ -35,6 +35,8 @@ pub(super) struct SetPair {
     reading: Duration,
     /// When the sets are compared member by member again, if nothing calls for it before.
     compare_at: Instant,
+    /// When the members were counted last, a set was of another kind than ours.
+    is_misfit: bool,
     /// When it is looked again whether they have as many members as they should.
     count_at: Instant,
 }
@@ -84,6 +86,7 @@ impl SetPair {
             back: Ledger::default(),
             reading: Duration::ZERO,
             compare_at: Instant::now(),
+            is_misfit: false,
             count_at: Instant::now(),
         }
     }

@@ -334,3 +334,23 @@ fn what_somebody_broke_is_seen_and_repaired_soon_although_rules_are_not_listed_e
     assert_eq!(firewall.repair_what_was_seen().unwrap().len(), 1);
     assert_eq!(firewall.repair_what_was_seen().unwrap(), []);
 }
+
+#[test]
+fn a_set_that_counts_nothing_in_the_place_of_ours_is_seen_although_only_types_are_asked_for_each_time() {
+    let net = Net::new();
+    let mut firewall = installed();
+    firewall.replace(&elements(&["8.8.8.8/32"])).unwrap();
+    firewall.repair_what_was_seen().unwrap();
+    assert_eq!(firewall.repair_what_was_seen().unwrap(), []);
+    command("ipset", &["create", "other", "hash:net", "family", "inet"]);
+    command("ipset", &["add", "other", "8.8.8.8"]);
+    command("ipset", &["swap", "other", "og4o"]);
+    until("the set to give way", PATIENCE, || {
+        let found = firewall.repair_what_was_seen().unwrap();
+        found.iter().any(|repair| repair.what == "ipset og4o was of another kind").then_some(())
+    });
+    assert!(command("ipset", &["list", "-t", "og4o"]).contains("counters"));
+    let target = net.internet.udp("8.8.8.8", 9);
+    assert!(net.passes(&target, &net.internet.udp("8.8.8.8", 7)).is_some());
+    assert_eq!(firewall.repair_what_was_seen().unwrap(), []);
+}

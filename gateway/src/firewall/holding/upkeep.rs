@@ -61,6 +61,11 @@ impl Holding {
         self.mend_with(SetPair::mend_if_due)
     }
 
+    /// True when the last [`Self::mend_if_due`] saw sets that have to give way to ours.
+    pub(in crate::firewall) fn has_misfits(&self) -> bool {
+        self.pairs.iter().chain(&self.drains).any(SetPair::is_misfit)
+    }
+
     fn mend_with(
         &mut self,
         mend: impl Fn(&mut SetPair, &mut Client) -> Result<Vec<String>, IpsetError>,

@@ -12,6 +12,8 @@ use crate::firewall::ledger::Ledger;
 /// Comparing member by member may take this part of the time, so that large sets do not keep the firewall's thread busy.
 /// That a set has lost members or has more than it should is seen at each call, or soon.
 const COMPARING_SHARE: u32 = 40;
+/// One member in the place of another is seen by comparing only, hence that is never put off for longer.
+const MAX_UNCOMPARED: Duration = Duration::from_secs(120);
 /// The kernel goes through the whole table of a set to say how many members it has: with at least so many …
 const COUNTED_SELDOM: usize = 200_000;
 /// … this may take this part of the time, …
@@ -37,16 +39,20 @@ impl SetPair {
             client.dump(name, scope).map(|counted| observe(ledger, owners, &counted))
         };
         let (ledger_out, ledger_back) = (&mut self.out, &mut self.back);
-        let result = if owners.len() < READ_TOGETHER {
-            read(client, back, ledger_back).and_then(|()| read(client, out, ledger_out))
+        let together = if owners.len() < READ_TOGETHER {
+            None
         } else {
             thread::scope(|threads| {
-                let other = threads.spawn(|| read(second, back, ledger_back));
+                let of_back = || read(second, back, ledger_back);
+                // Without another thread it takes longer.
+                let other = thread::Builder::new().spawn_scoped(threads, of_back).ok()?;
                 let of_out = read(client, out, ledger_out);
                 let of_back = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                of_back.and(of_out)
+                Some(of_back.and(of_out))
             })
         };
+        let result = together
+            .unwrap_or_else(|| read(client, back, ledger_back).and_then(|()| read(client, out, ledger_out)));
         self.reading = begun.elapsed();
         result
     }
@@ -77,11 +83,14 @@ impl SetPair {
     /// Compares both sets with what they should hold, repairs the difference and says what it was.
     pub(in crate::firewall) fn mend(&mut self, client: &mut Client) -> Result<Vec<String>, IpsetError> {
         let mut wrong = Vec::new();
+        self.is_misfit = false;
         let made = if self.are_there(client)? { Vec::new() } else { self.create_missing(client)? };
         for name in made {
             wrong.push(format!("ipset {name} was missing"));
         }
-        if wrong.is_empty() && Instant::now() < self.compare_at && self.counts_are_right(client)? {
+        // Also where members are compared, which says nothing of the kind.
+        let counts_are_right = self.counts_are_right(client)?;
+        if wrong.is_empty() && counts_are_right && Instant::now() < self.compare_at {
             return Ok(wrong);
         }
         let begun = Instant::now();
@@ -112,7 +121,7 @@ impl SetPair {
 
     /// The sets were compared, which began then.
     pub(super) fn compared_since(&mut self, begun: Instant) {
-        self.compare_at = Instant::now() + begun.elapsed() * COMPARING_SHARE;
+        self.compare_at = Instant::now() + uncompared_after(begun.elapsed());
     }
 
     /// The members that a set should have and that are not in what was read of it.
@@ -120,17 +129,31 @@ impl SetPair {
         missing_from(&self.owners, counted)
     }
 
+    /// True when a set was seen to be of another kind than ours, and looks like it to whoever only asks for its type.
+    pub(in crate::firewall) const fn is_misfit(&self) -> bool {
+        self.is_misfit
+    }
+
     /// True when both sets have as many members as they should.
     fn counts_are_right(&mut self, client: &mut Client) -> Result<bool, IpsetError> {
         let begun = Instant::now();
-        let mut right = true;
+        let PairLayout { scope, family, .. } = self.layout;
+        let (mut right, mut is_misfit) = (true, false);
         for name in self.names() {
-            let members = client.header(name)?.and_then(|header| header.members);
+            let header = client.header(name)?;
+            is_misfit |= header.as_ref().is_some_and(|header| !header.fits(scope, family));
+            let members = header.and_then(|header| header.members);
             right &= members.map(usize::try_from) == Some(Ok(self.owners.len()));
         }
+        self.is_misfit = is_misfit;
         self.count_at = Instant::now() + (begun.elapsed() * COUNTING_SHARE).min(MAX_UNCOUNTED);
         Ok(right)
     }
+}
+
+/// For how long not to compare again what took so long to compare.
+fn uncompared_after(took: Duration) -> Duration {
+    (took * COMPARING_SHARE).min(MAX_UNCOMPARED)
 }
 
 /// Takes a reading of a set that should hold what `owners` name.
@@ -200,4 +223,15 @@ fn named(members: &[Member]) -> String {
     }
     let verb = if members.len() == 1 { "was" } else { "were" };
     format!("{} {verb}", text.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparing_takes_little_of_the_time_but_is_not_put_off_for_ever() {
+        assert_eq!(uncompared_after(Duration::from_millis(10)), Duration::from_millis(400));
+        assert_eq!(uncompared_after(Duration::from_secs(10)), MAX_UNCOMPARED);
+    }
 }
