@@ -99,7 +99,6 @@ async fn watch(
     let end = reading(&mut servers).await?;
     ensure!(servers.leader().await? == leader, "another node leads now; run again");
     let looked_up = end.lookups - start.lookups;
-    let share = share(&start, &end);
     let per_core_second = looked_up / (end.usage.busy - start.usage.busy).as_secs_f64();
     let line = |what: &str, result: f64, aim| Line {
         what: what.to_owned(),
@@ -109,10 +108,11 @@ async fn watch(
         ..Line::default()
     };
     report.set("lookups_per_second", (looked_up / (end.at - start.at).as_secs_f64()).round());
-    report.set("cpu_share_before_names", crate::report::rounded(self::share(&before, &idle)));
+    report.set("cpu_share_before_names", crate::report::rounded(share(&before, &idle)));
     report.set("first_resolution_s", crate::report::rounded(first.as_secs_f64()));
     report.result("names_per_core_second", line("names looked up per processor second", per_core_second, ""));
-    let at_100k = share * 100_000.0 / f64::from(zone.names.max(1));
+    // By what was looked up: names added together stay together for a while, and a window may hold more or fewer of them.
+    let at_100k = 100_000.0 / 60.0 / per_core_second;
     report.result(
         "cpu_share_at_100k_per_min",
         line("processors taken by 100k names a minute", at_100k, "≤ 0.10"),
