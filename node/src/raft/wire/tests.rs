@@ -4,9 +4,10 @@ use openraft::Vote as RaftVote;
 use openraft::vote::RaftLeaderId as _;
 
 use super::*;
+use crate::cluster::InactiveFeature;
 use crate::feed::denied::{DeniedKey, DeniedRow};
 use crate::feed::traffic::{ElementLine, Moved, SourceLine};
-use crate::raft::change::{MemberChange, RefusalKind};
+use crate::raft::change::{ChangeRefusal, MemberChange, RefusalKind};
 
 fn log_id(index: u64) -> LogId {
     let leader = <TypeConfig as openraft::RaftTypeConfig>::LeaderId::new(3, 9);
