@@ -171,18 +171,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
 fn resolver(config: &Config, registry: &Registry) -> anyhow::Result<Resolver> {
     let metrics = resolver::Metrics::new().context("metrics of the resolver")?;
     metrics.register(registry).context("metrics of the resolver")?;
-    let settings = resolver::Settings {
-        upstreams: config.resolver.upstreams.clone(),
-        zones: config.resolver.zones.clone(),
-        quorum: config.resolver.quorum,
-        ca_file: config.resolver.ca_file.clone(),
-        min_interval: config.resolver.min_interval,
-        max_interval: config.resolver.max_interval,
-        linger: config.resolver.linger,
-        questions_per_second: config.resolver.questions_per_second,
-        ..resolver::Settings::default()
-    };
-    Ok(Resolver::new(settings, metrics)?)
+    Ok(Resolver::new(config.resolver.clone(), metrics)?)
 }
 
 fn check_data_dir(dir: &Path) -> anyhow::Result<()> {

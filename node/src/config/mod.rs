@@ -14,7 +14,6 @@ use serde::Deserialize;
 
 pub use crate::cluster::{Join, Tuning};
 pub use flags::{Flags, normalise};
-pub use resolver::ResolverConfig;
 use resolver::ResolverSection;
 pub use tls::TlsConfig;
 use tls::TlsSection;
@@ -58,7 +57,7 @@ pub struct Config {
     /// Where the first admin token is written, or was put beforehand.
     pub admin_token_file: PathBuf,
     /// DNS.
-    pub resolver: ResolverConfig,
+    pub resolver: crate::resolver::Settings,
 }
 
 /// Why a configuration cannot be run.

@@ -8,28 +8,7 @@ use serde::Deserialize;
 use super::ConfigError;
 use super::flags::ResolverFlags;
 use crate::resolver::endpoint::Endpoint;
-use crate::resolver::{Quorum, ZoneSettings};
-
-/// How the leader asks DNS.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResolverConfig {
-    /// Servers to ask; empty for the system's.
-    pub upstreams: Vec<Endpoint>,
-    /// Domains with servers of their own.
-    pub zones: Vec<ZoneSettings>,
-    /// How many servers must give an address before it is published.
-    pub quorum: Quorum,
-    /// CAs for encrypted servers; none for the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Never ask a name more often.
-    pub min_interval: Duration,
-    /// Ask a name at least this often.
-    pub max_interval: Duration,
-    /// How long an address outlives its last sighting.
-    pub linger: Duration,
-    /// Most questions a second to each server.
-    pub questions_per_second: u32,
-}
+use crate::resolver::{Quorum, Settings, ZoneSettings};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -51,20 +30,14 @@ struct ZoneSection {
     upstreams: Vec<String>,
 }
 
-/// Clamp of the time between two lookups of a name (see the resolver), seconds.
-const DEFAULT_MIN_INTERVAL_S: u64 = 5;
-const DEFAULT_MAX_INTERVAL_S: u64 = 60;
-/// How long an address outlives its last sighting, seconds.
-const DEFAULT_LINGER_S: u64 = 600;
-/// What each server is asked at most, questions a second.
-const DEFAULT_QUESTIONS_PER_SECOND: u32 = 5_000;
-
-pub(super) fn resolver(file: ResolverSection, flags: ResolverFlags) -> Result<ResolverConfig, ConfigError> {
+pub(super) fn resolver(file: ResolverSection, flags: ResolverFlags) -> Result<Settings, ConfigError> {
+    let defaults = Settings::default();
     let upstreams = flags.resolver_upstreams.or(file.upstreams).unwrap_or_default();
     let upstreams = endpoints("resolver.upstreams", &upstreams)?;
     let zones = file.zones.iter().map(zone).collect::<Result<_, _>>()?;
-    let min_s = flags.resolver_min_interval_s.or(file.min_interval_s).unwrap_or(DEFAULT_MIN_INTERVAL_S);
-    let max_s = flags.resolver_max_interval_s.or(file.max_interval_s).unwrap_or(DEFAULT_MAX_INTERVAL_S);
+    let seconds = |given: Option<u64>, default: Duration| given.unwrap_or(default.as_secs());
+    let min_s = seconds(flags.resolver_min_interval_s.or(file.min_interval_s), defaults.min_interval);
+    let max_s = seconds(flags.resolver_max_interval_s.or(file.max_interval_s), defaults.max_interval);
     if min_s == 0 || min_s > max_s {
         return Err(ConfigError::Value {
             key: "resolver.min_interval_s",
@@ -73,7 +46,7 @@ pub(super) fn resolver(file: ResolverSection, flags: ResolverFlags) -> Result<Re
         });
     }
     let rate = flags.resolver_questions_per_second.or(file.questions_per_second);
-    let questions_per_second = rate.unwrap_or(DEFAULT_QUESTIONS_PER_SECOND);
+    let questions_per_second = rate.unwrap_or(defaults.questions_per_second);
     if questions_per_second == 0 {
         return Err(ConfigError::Value {
             key: "resolver.questions_per_second",
@@ -81,8 +54,8 @@ pub(super) fn resolver(file: ResolverSection, flags: ResolverFlags) -> Result<Re
             remedy: "use 1 or more, or leave it out for the default",
         });
     }
-    let linger_s = flags.resolver_linger_s.or(file.linger_s).unwrap_or(DEFAULT_LINGER_S);
-    Ok(ResolverConfig {
+    let linger_s = seconds(flags.resolver_linger_s.or(file.linger_s), defaults.linger);
+    Ok(Settings {
         upstreams,
         zones,
         quorum: quorum(flags.resolver_quorum.or(file.quorum).as_deref())?,
@@ -91,6 +64,7 @@ pub(super) fn resolver(file: ResolverSection, flags: ResolverFlags) -> Result<Re
         max_interval: Duration::from_secs(max_s),
         linger: Duration::from_secs(linger_s),
         questions_per_second,
+        ..defaults
     })
 }
 

@@ -48,7 +48,7 @@ use zone::ZoneName;
 pub const ACTOR: &str = "resolver";
 
 /// How names are resolved.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Recursive DNS servers, all of them asked; empty for those of the system (`/etc/resolv.conf`).
     pub upstreams: Vec<Endpoint>,
