@@ -117,9 +117,12 @@ pub(super) async fn list(
     let state = app.read(filter.consistency).await?;
     let standing = |name: &DomainName, found: &Resolution| Standing::of(name, found, &state);
     let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
-    let mut found = state.resolutions().range((begin, Bound::Unbounded)).filter(|(name, resolution)| {
+    let range = match only {
+        Some(only) => (Bound::Included(only.clone()), Bound::Included(only)),
+        None => (begin, Bound::Unbounded),
+    };
+    let mut found = state.resolutions().range(range).filter(|(name, resolution)| {
         name.as_str().contains(&text)
-            && only.as_ref().is_none_or(|only| only == *name)
             && wanted.as_ref().is_none_or(|wanted| wanted.contains(&standing(name, resolution)))
     });
     let page: Vec<DomainName> = found.by_ref().take(limit).map(|(name, _)| name.clone()).collect();

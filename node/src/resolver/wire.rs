@@ -101,10 +101,7 @@ impl Wire {
                 Box::pin(kept.ask(request)).await?
             }
         };
-        // Streams are told apart by a number only; and who did not understand a question need not repeat it.
-        let misunderstood = response.queries.is_empty()
-            && !matches!(response.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain);
-        if response.queries == [query.clone()] || misunderstood {
+        if answers(&response, query) {
             Ok(response)
         } else {
             Err(Failure::Transport("it answered another question".to_owned()))
@@ -114,6 +111,16 @@ impl Wire {
     fn knows_edns(&self) -> bool {
         let until = *self.without_edns_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_none_or(|until| until <= Instant::now())
+    }
+}
+
+/// Questions are told apart by a number only, so what comes must also repeat the question. Who reports an error need not:
+/// it may not have understood it.
+fn answers(response: &DnsResponse, query: &Query) -> bool {
+    match response.queries.as_slice() {
+        [repeated] => repeated == query,
+        [] => !matches!(response.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain),
+        _ => false,
     }
 }
 

@@ -10,13 +10,13 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hickory_proto::op::{DnsRequest, DnsResponse, Query, ResponseCode};
+use hickory_proto::op::{DnsRequest, DnsResponse, Query};
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::SENDS_PER_QUESTION;
+use super::{SENDS_PER_QUESTION, answers};
 use crate::resolver::answer::Failure;
 
 /// Sockets towards one upstream.
@@ -202,15 +202,6 @@ impl Pending {
         for (_, (_, sender)) in self.lock().by_number.drain() {
             let _ = sender.send(Err(failed("ask over UDP", error)));
         }
-    }
-}
-
-/// A server that does not understand a question need not repeat it.
-fn answers(response: &DnsResponse, query: &Query) -> bool {
-    match response.queries.as_slice() {
-        [repeated] => repeated == query,
-        [] => !matches!(response.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain),
-        _ => false,
     }
 }
 

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use hickory_proto::op::{DnsRequestOptions, Message, MessageType, OpCode};
+use hickory_proto::op::{DnsRequestOptions, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
