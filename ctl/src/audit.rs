@@ -37,44 +37,59 @@ pub(crate) struct Cuts {
 }
 
 pub(crate) async fn audit(client: &Client, output: Output, wanted: &Audit) -> anyhow::Result<()> {
-    let (limit, before) = (wanted.limit.to_string(), wanted.before.map(|before| before.to_string()));
-    let mut query = vec![("limit", limit.as_str())];
-    query.extend(wanted.actor.as_deref().map(|actor| ("actor", actor)));
-    query.extend(before.as_deref().map(|before| ("before", before)));
-    let answer = client.get_where("/audit", &query).await?;
-    if output == Output::Json {
-        print::value(&answer);
+    let filters = [
+        ("limit", Some(wanted.limit.to_string())),
+        ("actor", wanted.actor.clone()),
+        ("before", wanted.before.map(|before| before.to_string())),
+    ];
+    let keys = ["at", "revision", "actor", "remote", "kind", "subject"];
+    let Some(answer) = show(client, output, "/audit", &filters, "events", &keys).await? else {
         return Ok(());
-    }
-    rows(&answer, "events", &["at", "revision", "actor", "remote", "kind", "subject"])?;
+    };
     match answer.get("next_before").and_then(Value::as_u64) {
         Some(before) => print::progress(&format!("older: --before {before}")),
         // A node keeps the newest part in memory.
         None => {
-            print::progress(&format!(
-                "older than revision {}: not kept",
-                print::field(&answer, "complete_after")
-            ));
+            let from = print::field(&answer, "complete_after");
+            print::progress(&format!("older than revision {from}: not kept"));
         }
     }
     Ok(())
 }
 
 pub(crate) async fn cuts(client: &Client, output: Output, wanted: &Cuts) -> anyhow::Result<()> {
-    let (limit, since) = (wanted.limit.to_string(), wanted.since.map(|since| since.to_string()));
-    let mut query = vec![("limit", limit.as_str())];
-    query.extend(wanted.gateway.as_deref().map(|gateway| ("gateway", gateway)));
-    query.extend(since.as_deref().map(|since| ("since", since)));
-    let answer = client.get_where("/receipts/cuts", &query).await?;
-    if output == Output::Json {
-        print::value(&answer);
-        return Ok(());
-    }
-    rows(&answer, "receipts", &["gateway", "revision", "cause", "flows", "bytes_out", "bytes_in"])?;
-    if answer.get("next_cursor").is_some_and(Value::is_string) {
+    let filters = [
+        ("limit", Some(wanted.limit.to_string())),
+        ("gateway", wanted.gateway.clone()),
+        ("since", wanted.since.map(|since| since.to_string())),
+    ];
+    let keys = ["gateway", "revision", "cause", "flows", "bytes_out", "bytes_in"];
+    let answer = show(client, output, "/receipts/cuts", &filters, "receipts", &keys).await?;
+    if answer.is_some_and(|answer| answer.get("next_cursor").is_some_and(Value::is_string)) {
         print::progress("there are more; narrow the search, or raise --limit");
     }
     Ok(())
+}
+
+/// Prints the list `list` of what `path` answers, a column for each of `keys`. Gives the answer unless it was printed as it
+/// is.
+async fn show(
+    client: &Client,
+    output: Output,
+    path: &str,
+    filters: &[(&str, Option<String>)],
+    list: &str,
+    keys: &[&str],
+) -> anyhow::Result<Option<Value>> {
+    let query: Vec<(&str, &str)> =
+        filters.iter().filter_map(|(key, value)| Some((*key, value.as_deref()?))).collect();
+    let answer = client.get_where(path, &query).await?;
+    if output == Output::Json {
+        print::value(&answer);
+        return Ok(None);
+    }
+    rows(&answer, list, keys)?;
+    Ok(Some(answer))
 }
 
 fn rows(answer: &Value, list: &str, keys: &[&str]) -> anyhow::Result<()> {
