@@ -2,16 +2,17 @@
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-const READY_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::daemon::{Daemon, free_port};
+
 const ZONE: &str = "example.test";
 
 /// The running authority.
 pub(crate) struct Knot {
-    child: Child,
+    /// Ends before its directory goes.
+    _daemon: Daemon,
     socket: PathBuf,
     pub(crate) address: SocketAddr,
     _directory: tempfile::TempDir,
@@ -39,15 +40,10 @@ impl Knot {
             socket = socket.display(),
         );
         std::fs::write(&config, text).expect("write knot.conf");
-        let child = Command::new("/usr/sbin/knotd")
-            .arg("-c")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("start knotd (scripts/install-packages test)");
-        let mut knot = Self { child, socket, address, _directory: directory };
-        knot.wait_ready();
-        knot
+        let mut knotd = Command::new("/usr/sbin/knotd");
+        knotd.arg("-c").arg(&config);
+        let ready = || control(&socket, &["zone-read", ZONE, "@", "SOA"]);
+        Self { _daemon: Daemon::start(knotd, ready), socket, address, _directory: directory }
     }
 
     /// Changes the zone: each line is one of knotc's `zone-set` or `zone-unset` without the zone's name.
@@ -62,35 +58,12 @@ impl Knot {
     }
 
     fn control(&self, arguments: &[&str]) {
-        assert!(self.try_control(arguments), "knotc {arguments:?} failed");
-    }
-
-    fn try_control(&self, arguments: &[&str]) -> bool {
-        let mut knotc = Command::new("knotc");
-        knotc.arg("--blocking").arg("-s").arg(&self.socket).args(arguments);
-        knotc.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    }
-
-    fn wait_ready(&mut self) {
-        let deadline = Instant::now() + READY_TIMEOUT;
-        while !self.try_control(&["zone-read", ZONE, "@", "SOA"]) {
-            let ended = self.child.try_wait().expect("look at knotd");
-            assert!(ended.is_none(), "knotd ended: {ended:?}");
-            assert!(Instant::now() < deadline, "knotd is not ready within {READY_TIMEOUT:?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        assert!(control(&self.socket, arguments), "knotc {arguments:?} failed");
     }
 }
 
-impl Drop for Knot {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ended = self.child.kill();
-        let _status = self.child.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
-    socket.local_addr().expect("a bound port").port()
+fn control(socket: &Path, arguments: &[&str]) -> bool {
+    let mut knotc = Command::new("knotc");
+    knotc.arg("--blocking").arg("-s").arg(socket).args(arguments);
+    knotc.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }

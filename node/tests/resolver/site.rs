@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use allowlist::{DomainName, EntryId, Ports, Target};
+use allowlist::{DomainName, EntryId, Labels, Ports, Target};
 use node::cluster::Cluster;
 use node::resolver::{Metrics, Resolver, Settings};
 use raft_store::command::{Command, NewEntry, Operation, Origin, Reply};
@@ -70,17 +70,7 @@ impl Site {
     }
 
     pub(crate) async fn add_with(&self, name: &str, change: impl FnOnce(&mut NewEntry)) -> EntryId {
-        let mut entry = NewEntry {
-            id: EntryId(Uuid::now_v7()),
-            target: name.parse::<Target>().expect("a target"),
-            ports: Ports::default(),
-            protected: false,
-            comment: Default::default(),
-            owner: Default::default(),
-            ticket: Default::default(),
-            labels: Default::default(),
-            expires_at_ms: None,
-        };
+        let mut entry = new_entry(Uuid::now_v7(), name);
         change(&mut entry);
         match self.propose(Command::AddEntry(entry)).await {
             Reply::Added { id, .. } => id,
@@ -120,6 +110,21 @@ impl Site {
 
     pub(crate) fn resolution(&self, name: &str) -> Option<Arc<Resolution>> {
         self.cluster().reader().state().resolutions().get(&domain(name)).cloned()
+    }
+}
+
+/// An entry with a target and nothing else.
+pub(crate) fn new_entry(id: Uuid, target: &str) -> NewEntry {
+    NewEntry {
+        id: EntryId(id),
+        target: target.parse::<Target>().expect("a target"),
+        ports: Ports::default(),
+        protected: false,
+        comment: "".into(),
+        owner: "".into(),
+        ticket: "".into(),
+        labels: Labels::default(),
+        expires_at_ms: None,
     }
 }
 

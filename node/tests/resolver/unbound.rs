@@ -2,12 +2,12 @@
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-const READY_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::daemon::{Daemon, free_port};
+
 /// The name in the certificate.
 pub(crate) const SERVER_NAME: &str = "dns.example.test";
 /// Where it answers over HTTPS.
@@ -15,7 +15,8 @@ pub(crate) const PATH: &str = "/dns-query";
 
 /// The running server.
 pub(crate) struct Unbound {
-    child: Child,
+    /// Ends before its directory goes.
+    _daemon: Daemon,
     directory: tempfile::TempDir,
     pub(crate) tls_port: u16,
     pub(crate) https_port: u16,
@@ -38,40 +39,16 @@ impl Unbound {
         );
         let config = directory.path().join("unbound.conf");
         std::fs::write(&config, text).expect("write unbound.conf");
-        let child = Command::new("unbound")
-            .args(["-d", "-c"])
-            .arg(&config)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("start unbound (scripts/install-packages test)");
-        let mut unbound = Self { child, directory, tls_port, https_port };
-        unbound.wait_ready();
-        unbound
+        let mut unbound = Command::new("unbound");
+        unbound.args(["-d", "-c"]).arg(&config);
+        let answers = |port: u16| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+        let daemon = Daemon::start(unbound, || answers(tls_port) && answers(https_port));
+        Self { _daemon: daemon, directory, tls_port, https_port }
     }
 
     /// The CA that its certificate is from.
     pub(crate) fn ca_file(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
-    }
-
-    fn wait_ready(&mut self) {
-        let deadline = Instant::now() + READY_TIMEOUT;
-        for port in [self.tls_port, self.https_port] {
-            while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-                let ended = self.child.try_wait().expect("look at unbound");
-                assert!(ended.is_none(), "unbound ended: {ended:?}");
-                assert!(Instant::now() < deadline, "unbound is not ready within {READY_TIMEOUT:?}");
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-    }
-}
-
-impl Drop for Unbound {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ended = self.child.kill();
-        let _status = self.child.wait();
     }
 }
 
@@ -89,9 +66,4 @@ pub(crate) fn make_certificates(directory: &Path) {
     let issuer = Issuer::new(ca, ca_key);
     write("server.pem", server.signed_by(&key, &issuer).expect("a certificate").pem());
     write("server.key", key.serialize_pem());
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
-    listener.local_addr().expect("a bound port").port()
 }

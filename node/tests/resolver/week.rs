@@ -7,16 +7,17 @@ mod zones;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use allowlist::{DomainName, EntryId, Ports, Target};
+use allowlist::DomainName;
 use node::resolver::judge::{Memory, Moment, Quorum, Round, Rules, judge};
 use node::resolver::schedule::{Intervals, Schedule};
 use raft_store::FeatureLevel;
-use raft_store::command::{Batch, Command, NewEntry, Operation, Origin, Reply};
+use raft_store::command::{Batch, Command, Operation, Origin, Reply};
 use raft_store::state::State;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use uuid::Uuid;
 
+use crate::site::new_entry;
 use model::Model;
 use zones::{UPSTREAMS, Zone};
 
@@ -47,20 +48,6 @@ fn name(number: u32) -> DomainName {
     format!("n{number}.example.com").parse().expect("a domain name")
 }
 
-fn entry(number: u32) -> NewEntry {
-    NewEntry {
-        id: EntryId(Uuid::from_u128(number.into())),
-        target: Target::Domain(name(number)),
-        ports: Ports::default(),
-        protected: false,
-        comment: Default::default(),
-        owner: Default::default(),
-        ticket: Default::default(),
-        labels: Default::default(),
-        expires_at_ms: None,
-    }
-}
-
 fn shortest_ttl(state: &State, name: &DomainName) -> Option<Duration> {
     let ttl_s = state.resolutions().get(name)?.addresses.values().map(|seen| seen.ttl_s).min()?;
     Some(Duration::from_secs(ttl_s.into()))
@@ -83,7 +70,13 @@ fn a_week_of_churn_loses_leaks_and_writes_nothing_that_the_model_does_not_know()
     let mut schedule = Schedule::new(INTERVALS);
     let mut memories: HashMap<DomainName, Memory> = HashMap::new();
     for number in 0..NAMES {
-        assert!(matches!(store.write(1, Command::AddEntry(entry(number))), Reply::Added { .. }));
+        assert!(matches!(
+            store.write(
+                1,
+                Command::AddEntry(new_entry(Uuid::from_u128(number.into()), name(number).as_str()))
+            ),
+            Reply::Added { .. }
+        ));
         schedule.add(&name(number));
         zones.insert(name(number), Zone::new(number, &mut random));
         models.insert(name(number), Model::new(LINGER, INTERVALS.max));
