@@ -166,7 +166,32 @@ pub(super) fn unix_ms(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use raft_store::command::SeenAddress;
+
     use super::*;
+    use crate::resolver::{Metrics, Resolver, Settings};
+
+    #[test]
+    fn an_address_that_one_of_several_upstreams_gives_is_marked() {
+        let upstreams = ["192.0.2.1:53", "192.0.2.2:53"];
+        let asked_of = |count: usize| {
+            let upstreams = upstreams[..count].iter().map(|text| text.parse().unwrap()).collect();
+            let settings = Settings { upstreams, ..Settings::default() };
+            Resolver::new(settings, Metrics::new().unwrap()).unwrap().asked()
+        };
+        let given_by = |upstreams: &[&str]| {
+            let upstreams = upstreams.iter().map(|name| (*name).to_owned()).collect();
+            let seen = SeenAddress { first_seen_ms: 1, ttl_s: 30, upstreams };
+            Resolution { addresses: [([9, 9, 9, 9].into(), seen)].into(), ..Resolution::default() }
+        };
+        let is_marked = |resolution: &Resolution, asked: &Asked| {
+            let name = "api.example.com".parse().unwrap();
+            ResolutionView::new(&name, resolution, &State::default(), asked).addresses[0].single_upstream
+        };
+        assert!(is_marked(&given_by(&upstreams[..1]), &asked_of(2)));
+        assert!(!is_marked(&given_by(&upstreams), &asked_of(2)));
+        assert!(!is_marked(&given_by(&upstreams[..1]), &asked_of(1)), "there is no other to give it");
+    }
 
     #[test]
     fn a_time_is_told_to_the_millisecond_and_never_fails() {

@@ -167,6 +167,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_answer_counts_by_its_result_and_with_its_time() {
+        let metrics = Metrics::new().expect("constant names");
+        let code = |text: &str| Answer::Failed(Failure::Code(text.to_owned()));
+        let answers = [
+            ("addresses", Answer::Addresses { addresses: [].into(), chain: Vec::new() }),
+            ("nothing", Answer::Nothing { chain: Vec::new() }),
+            ("timeout", Answer::Failed(Failure::Timeout)),
+            ("servfail", code("SERVFAIL")),
+            ("refused", code("REFUSED")),
+            ("failed", code("FORMERR")),
+        ];
+        for (result, answer) in &answers {
+            metrics.count_answer("u:53", answer, Duration::from_millis(7));
+            assert_eq!(metrics.lookups.with_label_values(&["u:53", result]).get(), 1, "{result}");
+        }
+        let seconds = metrics.lookup_seconds.with_label_values(&["u:53"]);
+        assert_eq!(seconds.get_sample_count(), 6);
+        assert!((0.04..0.05).contains(&seconds.get_sample_sum()), "{}", seconds.get_sample_sum());
+    }
+
+    #[test]
     fn the_families_can_be_registered_once() {
         let metrics = Metrics::new().expect("constant names");
         let registry = Registry::new();
